@@ -1,0 +1,3 @@
+//! Virtio device models and the transports that carry them.
+
+pub mod vsock;

@@ -1,0 +1,2 @@
+//! Entry point of the `vmm` command.
+fn main() {}

@@ -1,0 +1,94 @@
+//! Virtual machines: what one is made of, and the accelerators that can run it.
+//!
+//! A hypervisor does not know containers. It gets a [`VmConfig`] and gives back a running [`Vm`] that
+//! can be waited for and killed.
+
+use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};
+
+use crate::devices::vsock::HostPorts;
+
+/// What a VM is made of. Plain data, checked once by whoever builds it.
+pub struct VmConfig {
+    /// Number of virtual CPUs, at least 1.
+    pub cpus: u32,
+    /// Guest memory in bytes, a multiple of 1 MiB. Committed only as the guest touches it.
+    pub memory: u64,
+    /// Uncompressed `vmlinux` that this accelerator can enter.
+    pub kernel: PathBuf,
+    /// The initfs, a newc archive.
+    pub initfs: PathBuf,
+    /// Kernel command line beyond what the accelerator itself needs.
+    pub cmdline: String,
+    /// Disks in the order in which the guest numbers them.
+    pub disks: Vec<Disk>,
+    /// The guest's socket to its host.
+    pub vsock: VsockConfig,
+    /// Receives everything the guest's kernel prints.
+    pub console: File,
+}
+
+/// A block device backed by a raw file.
+#[derive(Debug)]
+pub struct Disk {
+    /// The raw image.
+    pub path: PathBuf,
+    /// The guest may not write to it, and VMs may share it.
+    pub read_only: bool,
+    /// Its content is thrown away with the VM: flushes need not reach the host's disk.
+    pub ephemeral: bool,
+}
+
+/// The vsock device.
+pub struct VsockConfig {
+    /// The guest's context identifier, 3 or more.
+    pub cid: u64,
+    /// Takes the connections that the guest opens to its host.
+    pub ports: Box<dyn HostPorts>,
+}
+
+/// Something that can run a VM.
+pub trait Hypervisor {
+    /// Its name as `--accel` takes it.
+    fn name(&self) -> &'static str;
+
+    /// Whether it works on this host.
+    ///
+    /// # Errors
+    /// The reason why it does not, for people.
+    fn probe(&self) -> Result<(), String>;
+
+    /// Name under `/dev` in the guest of the disk at `index` of [`VmConfig::disks`].
+    fn disk_device(&self, index: usize) -> String;
+
+    /// Boots a VM and returns as soon as it runs.
+    ///
+    /// # Errors
+    /// What could not be started, and why. Nothing is left behind.
+    fn start(&self, config: VmConfig) -> Result<Box<dyn Vm>, VmError>;
+}
+
+/// A running VM. Dropping it kills it.
+pub trait Vm {
+    /// Becomes readable when the VM is gone.
+    fn gone(&self) -> BorrowedFd<'_>;
+
+    /// Ends the VM at once. Does nothing if it is gone already.
+    fn kill(&mut self);
+
+    /// Waits until the VM is gone and says how it ended: `None` for a clean end or one that
+    /// [`Vm::kill`] caused, else what went wrong.
+    fn wait(&mut self) -> io::Result<Option<String>>;
+}
+
+/// Why a VM did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// A step on the host failed.
+    #[error("Cannot {doing}")]
+    Host {
+        /// The step, as in "start qemu-system-x86_64".
+        doing: String,
+        /// Why.
+        source: io::Error,
+    },
+}

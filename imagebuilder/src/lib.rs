@@ -1,0 +1,1 @@
+//! Kernels, initfs and OCI images → what a VM boots.

@@ -1,0 +1,2 @@
+//! PID 1 of every VM.
+fn main() {}
