@@ -3,6 +3,8 @@
 //! A hypervisor does not know containers. It gets a [`VmConfig`] and gives back a running [`Vm`] that
 //! can be waited for and killed.
 
+pub mod memory;
+
 use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};
 
 use crate::devices::vsock::HostPorts;
