@@ -31,6 +31,10 @@ const P_REPLY_ACK: u64 = 1 << 3;
 const P_BACKEND_REQ: u64 = 1 << 5;
 const P_CONFIG: u64 = 1 << 9;
 
+/// Largest ring that we accept, in descriptors. The protocol has no way to say what a device would like: QEMU's
+/// virtio-mmio offers the driver this much whatever the device is.
+const MAX_RING: u16 = 1024;
+
 /// A device and what its front end has set up so far.
 pub struct Backend {
     device: Box<dyn VirtioDevice>,
@@ -279,12 +283,11 @@ impl Backend {
     }
 
     fn set_size(&mut self, index: usize, size: u32) -> Result<(), BackendError> {
-        let most = self.device.queue_sizes().get(index).copied().unwrap_or(0);
         let ring = self.stopped(index, "the ring's size")?;
         ring.size = Some(
             u16::try_from(size)
                 .ok()
-                .filter(|size| size.is_power_of_two() && *size <= most)
+                .filter(|size| size.is_power_of_two() && *size <= MAX_RING)
                 .ok_or(BackendError::RingValue {
                     index,
                     what: "size",
@@ -325,7 +328,6 @@ impl Backend {
     fn start_if_ready(&mut self, index: usize) -> Result<(), BackendError> {
         let with_protocol = self.features & F_PROTOCOL_FEATURES != 0;
         let event_idx = self.features & EVENT_IDX != 0;
-        let most = self.device.queue_sizes().get(index).copied().unwrap_or(0);
         let ring = self
             .rings
             .get_mut(index)
@@ -348,7 +350,7 @@ impl Backend {
             })
         };
         let queue_error = |error: virtio_queue::Error| BackendError::Queue(error.into());
-        let mut queue = Queue::new(most).map_err(queue_error)?;
+        let mut queue = Queue::new(MAX_RING).map_err(queue_error)?;
         queue.try_set_size(size).map_err(queue_error)?;
         queue
             .try_set_desc_table_address(address(addresses.descriptors)?)
