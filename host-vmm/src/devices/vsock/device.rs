@@ -42,6 +42,8 @@ pub struct Vsock {
     connections: Connections,
     /// Connections with something to send, in the order of their turns.
     turns: VecDeque<u32>,
+    /// Packets that the first of them has sent in its turn.
+    turn: usize,
     /// Connections that the guest is to learn are no more.
     resets: VecDeque<Key>,
     /// The guest may have sent something.
@@ -60,10 +62,17 @@ impl Vsock {
             queues: [None, None, None],
             connections: Connections::default(),
             turns: VecDeque::new(),
+            turn: 0,
             resets: VecDeque::new(),
             tx_pending: false,
             chain: Chain::default(),
         }
+    }
+
+    /// Connections at this moment, those included that only deliver their last bytes.
+    #[cfg(test)]
+    pub(super) fn connection_count(&self) -> usize {
+        self.connections.iter().count()
     }
 
     /// Takes packets from the guest; says whether there are more.
@@ -263,7 +272,6 @@ impl Vsock {
     fn send_with(&mut self, queue: &mut Virtqueue) -> Result<Progress, QueueError> {
         let mut chain = std::mem::take(&mut self.chain);
         let mut used = 0;
-        let mut turn = 0;
         let result = loop {
             if self.resets.is_empty() && self.turns.is_empty() {
                 break Ok(Progress::Idle);
@@ -280,7 +288,7 @@ impl Vsock {
                 },
                 Ok(true) => {}
             }
-            match self.put_packet(queue, &chain, &mut turn) {
+            match self.put_packet(queue, &chain) {
                 Ok(Some(len)) => {
                     used += 1;
                     if let Err(error) = queue.push(chain.head, len) {
@@ -299,12 +307,7 @@ impl Vsock {
     }
 
     /// Writes the packet whose turn it is into `chain`; `None` if it turned out that there is none.
-    fn put_packet(
-        &mut self,
-        queue: &Virtqueue,
-        chain: &Chain,
-        turn: &mut usize,
-    ) -> Result<Option<u32>, QueueError> {
+    fn put_packet(&mut self, queue: &Virtqueue, chain: &Chain) -> Result<Option<u32>, QueueError> {
         let unusable = |why| QueueError::Buffer {
             head: chain.head,
             why,
@@ -339,14 +342,14 @@ impl Vsock {
             let written = connection
                 .fill(self.cid, queue.memory(), chain)
                 .map_err(|_| unusable("outside of guest memory"))?;
-            *turn += 1;
+            self.turn += 1;
             if !connection.has_packet() {
                 connection.queued = false;
                 self.turns.pop_front();
-                *turn = 0;
-            } else if *turn >= TURN {
+                self.turn = 0;
+            } else if self.turn >= TURN {
                 self.turns.rotate_left(1);
-                *turn = 0;
+                self.turn = 0;
             }
             Some(written)
         };

@@ -13,6 +13,8 @@ mod connection;
 mod connections;
 mod device;
 mod packet;
+#[cfg(test)]
+mod tests;
 
 pub use device::Vsock;
 

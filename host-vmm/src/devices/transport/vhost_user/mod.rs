@@ -9,6 +9,8 @@ mod backend;
 mod channel;
 pub mod message;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use backend::BackendError;
 pub use channel::ChannelError;
