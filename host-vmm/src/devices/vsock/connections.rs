@@ -116,3 +116,35 @@ fn split(token: u32) -> (usize, u16) {
         u16::from_be_bytes([high, low]),
     )
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::devices::{event_loop::EventLoop, vsock::packet::Header};
+
+    #[test]
+    fn a_late_event_does_not_hit_the_next_connection() {
+        let registry = EventLoop::new().unwrap().registry(0);
+        let mut connections = Connections::default();
+        let insert = |connections: &mut Connections| {
+            let key = Key { guest: 1, host: 2 };
+            let (socket, _) = UnixStream::pair().unwrap();
+            connections
+                .insert(key, |token| {
+                    Connection::accept(key, token, &Header::default(), socket, &registry).ok()
+                })
+                .unwrap()
+        };
+        let first = insert(&mut connections);
+        assert!(connections.get(first).is_some());
+        assert!(connections.remove(first).is_some());
+        let second = insert(&mut connections);
+        assert!(connections.get(first).is_none());
+        assert!(connections.remove(first).is_none());
+        assert!(connections.get(second).is_some());
+        assert_eq!(connections.tokens(), [second]);
+    }
+}

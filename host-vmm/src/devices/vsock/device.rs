@@ -75,6 +75,12 @@ impl Vsock {
         self.connections.iter().count()
     }
 
+    /// Turns that are waited for, which must not outnumber the connections.
+    #[cfg(test)]
+    pub(super) fn turn_count(&self) -> usize {
+        self.turns.len()
+    }
+
     /// Takes packets from the guest; says whether there are more.
     fn receive_from_guest(&mut self) -> Result<Progress, QueueError> {
         let Some(mut queue) = self.queues[TX].take() else {

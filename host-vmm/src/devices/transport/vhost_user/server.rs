@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::SigSet;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{
@@ -88,6 +89,11 @@ impl Server {
             .name("vhost-user".into())
             .spawn(move || {
                 let _guard = guard;
+                // Signals are for the process's own loop; and a pipe that the peer gave for interrupts must not be
+                // able to raise one here.
+                if let Err(error) = SigSet::all().thread_block() {
+                    tracing::warn!("Cannot block signals on a device thread: {error}");
+                }
                 worker.work();
             })?;
         Ok(Self {
@@ -190,9 +196,14 @@ impl Worker {
                 tracing::warn!("Stopped a device: {error}");
                 self.fail(&error);
             }
-            if let Err(error) = self.receive() {
-                self.fail(&error);
-                self.hang_up();
+            match self.receive() {
+                Ok(0) => {}
+                // What was changed may give the device something to do, such as a ring that starts full.
+                Ok(_) => progress = Progress::More,
+                Err(error) => {
+                    self.fail(&error);
+                    self.hang_up();
+                }
             }
             if self.channel.is_none() && self.backend.device().drained() {
                 return;
@@ -200,22 +211,22 @@ impl Worker {
         }
     }
 
-    /// Handles some of the front end's messages.
-    fn receive(&mut self) -> Result<(), WorkerError> {
-        for _ in 0..MESSAGES {
+    /// Handles some of the front end's messages; returns how many.
+    fn receive(&mut self) -> Result<usize, WorkerError> {
+        for handled in 0..MESSAGES {
             let Some(channel) = self.channel.as_mut().filter(|_| self.messages) else {
-                return Ok(());
+                return Ok(handled);
             };
             let message = match channel.receive()? {
                 Received::Message(message) => message,
                 Received::Nothing => {
                     self.messages = false;
-                    return Ok(());
+                    return Ok(handled);
                 }
                 Received::End => {
                     self.finish_rings();
                     self.hang_up();
-                    return Ok(());
+                    return Ok(handled);
                 }
             };
             let header = message.header;
@@ -228,7 +239,7 @@ impl Worker {
                 channel.reply(&header.reply(&reply))?;
             }
         }
-        Ok(())
+        Ok(MESSAGES)
     }
 
     /// Takes what the guest had made available before it went: at most the rings' length of it.

@@ -72,7 +72,7 @@ fn offer_to_tx(guest: &mut Guest, descriptors: &[(u64, u32, u16, u16)]) {
 #[test]
 fn malformed_chains_stop_the_device() {
     let at = TX_BUFFER;
-    let chains: [&[(u64, u32, u16, u16)]; 14] = [
+    let chains: [&[(u64, u32, u16, u16)]; 15] = [
         // Too short, or empty.
         &[(at, 43, 0, 0)],
         &[(at, 0, 0, 0)],
@@ -81,6 +81,7 @@ fn malformed_chains_stop_the_device() {
         &[(MEMORY, 44, 0, 0)],
         &[(u64::MAX - 10, 44, 0, 0)],
         &[(at, 44, NEXT, 1), (0, u32::MAX, 0, 0)],
+        &[(at, 44, NEXT, 1), (MEMORY - 10, 11, 0, 0)],
         // A loop, and a way out of the table.
         &[(at, 44, NEXT, 0)],
         &[(at, 44, NEXT, 1), (at, 1, NEXT, 0)],
@@ -144,13 +145,31 @@ fn more_available_than_the_ring_holds_stops_the_device() {
 
 #[test]
 fn unusable_buffers_to_receive_into_stop_the_device() {
-    for (len, writable) in [(44, true), (10, true), (4096, false)] {
+    let chains: [&[(u64, u32, bool)]; 4] = [
+        &[(RX_BUFFERS, 44, true)],
+        &[(RX_BUFFERS, 10, true), (RX_BUFFERS, 20, true)],
+        &[(RX_BUFFERS, 4096, false)],
+        &[(RX_BUFFERS, 10, false), (RX_BUFFERS, 4096, true)],
+    ];
+    for chain in chains {
         let mut guest = Guest::without_buffers(false);
-        guest.rx.add(&guest.memory, &[(RX_BUFFERS, len, writable)]);
+        guest.rx.add(&guest.memory, chain);
         let header = guest.header(op::REQUEST, PORTS);
         guest.queue_packet(header, &[]);
         assert!(matches!(guest.run(), Err(QueueError::Buffer { .. })));
     }
+}
+
+#[test]
+fn opening_and_resetting_leaves_nothing_behind() {
+    let mut guest = Guest::without_buffers(false);
+    for _ in 0..5000 {
+        guest.send(op::REQUEST, PORTS, 0, &[]);
+        guest.send(op::RST, PORTS, 0, &[]);
+    }
+    assert_eq!(guest.hosts.try_iter().count(), 5000);
+    assert_eq!(guest.device.connection_count(), 0);
+    assert_eq!(guest.device.turn_count(), 0);
 }
 
 /// A header whose fields make some sense more often than not.

@@ -176,16 +176,23 @@ fn a_reader_that_stops_holds_up_its_own_connection_only() {
     assert_eq!(read_now(&other).0, b"still here");
     // The reader goes on: it gets everything, and the guest learns of its new room by itself.
     let mut received = Vec::new();
-    let mut told = 0;
+    let (mut told, mut times) = (0, 0);
     while received.len() < sent.len() {
         received.extend(read_now(&stuck).0);
         guest.run().unwrap();
         for (header, _) in guest.receive() {
             assert_eq!((header.op, header.dst_port), (op::CREDIT_UPDATE, PORTS.0));
             told = header.fwd_cnt as usize;
+            times += 1;
         }
     }
     assert_eq!(received, sent);
+    // Small steps are not worth a packet.
+    for _ in 0..10 {
+        guest.send(op::RW, PORTS, 0, b"x");
+    }
+    times += guest.receive().len();
+    assert!((1..=5).contains(&times), "{times}");
     assert!(sent.len() - told <= BUF_ALLOC as usize / 4);
 }
 
@@ -346,11 +353,14 @@ fn a_host_that_is_gone_is_a_broken_pipe() {
 fn a_host_that_is_gone_with_bytes_unread_is_a_broken_pipe_too() {
     let mut guest = Guest::new();
     let host = guest.connect(PORTS);
-    fill_up(&mut guest, PORTS);
+    let sent = fill_up(&mut guest, PORTS);
     drop(host);
     let (operations, _) = guest.drain();
     assert_eq!(operations.last(), Some(&(op::SHUTDOWN, shutdown::BOTH)));
     assert!(guest.device.drained());
+    // What was thrown away takes no room.
+    guest.send(op::CREDIT_REQUEST, PORTS, 0, &[]);
+    assert_eq!(guest.receive()[0].0.fwd_cnt as usize, sent.len());
 }
 
 #[test]
