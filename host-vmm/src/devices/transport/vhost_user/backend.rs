@@ -145,6 +145,13 @@ impl Backend {
         }
     }
 
+    /// Has the device look at every ring that runs.
+    pub fn kick_all(&mut self) {
+        for index in 0..self.rings.len() {
+            self.kick(index);
+        }
+    }
+
     /// Lets the device work. A driver that breaks the rules of a queue stops them all, until the front end sets
     /// them up again.
     pub fn run(&mut self) -> (Progress, Option<QueueError>) {

@@ -244,6 +244,7 @@ impl Worker {
 
     /// Takes what the guest had made available before it went: at most the rings' length of it.
     fn finish_rings(&mut self) {
+        self.backend.kick_all();
         for _ in 0..LAST_RUNS {
             if !matches!(self.backend.run(), (Progress::More, None)) {
                 break;
