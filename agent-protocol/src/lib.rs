@@ -5,6 +5,11 @@
 //! the container's standard streams never travel in frames: each descriptor is a vsock stream of
 //! its own to [`STREAM_PORT`], which begins with the 16 bytes of its one-time [`Token`].
 //!
+//! A stream ends in each direction by itself. The guest ends an output stream when the container has closed its
+//! side of it, and takes it for delivered once the host has hung up; [`GuestFrame::Exited`] waits for that. So the
+//! host never ends its direction of an output stream before it has read everything, and then closes it. An input
+//! stream that the guest closes is one that the container does not read any more.
+//!
 //! A frame is a little-endian `u32` length followed by that many bytes of
 //! [postcard](https://postcard.jamesmunns.com/wire-format). [`frame`] encodes and decodes them with
 //! bounds; [`message`] defines what they say. The guest is hostile, so a decoder here refuses, and
