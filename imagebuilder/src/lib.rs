@@ -1,11 +1,20 @@
 //! Kernels, initfs and OCI images → what a VM boots.
 
 pub mod atomic;
+pub mod ext4;
 pub mod initfs;
+pub mod oci;
 pub mod progress;
+pub mod recipe;
+pub mod reference;
+pub mod spool;
+pub mod store;
+pub mod tarball;
+pub mod tree;
 pub mod writable;
 
 mod geometry;
 mod sparse;
 #[cfg(test)]
 mod testing;
+mod text;

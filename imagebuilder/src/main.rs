@@ -4,10 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use imagebuilder::progress::Progress;
+use imagebuilder::store::Store;
+use imagebuilder::{initfs, recipe};
 
+/// Makes what a VM boots
 #[derive(Debug, Parser)]
-#[command(name = "imagebuilder", version, about)]
+#[command(name = "imagebuilder", version)]
 struct Arguments {
+    /// Show no progress
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -23,11 +30,43 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Make an OCI image by a recipe
+    Recipe {
+        /// The recipe
+        #[arg(value_name = "FILE")]
+        recipe: PathBuf,
+        /// The OCI layout directory to write
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Load OCI images into a store, ready to boot
+    Load {
+        /// The directory of the store, in which images/ is
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// What to call the image instead of what it calls itself
+        #[arg(long)]
+        name: Option<String>,
+        /// An OCI layout directory, or a tar archive of one
+        #[arg(value_name = "ARCHIVE|LAYOUT")]
+        image: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
-    match Arguments::parse().command {
-        Command::Initfs { vminitd, out } => imagebuilder::initfs::build(&vminitd, &out)?,
+    let Arguments { quiet, command } = Arguments::parse();
+    let progress = Progress::to_stderr(quiet);
+    match command {
+        Command::Initfs { vminitd, out } => initfs::build(&vminitd, &out)?,
+        Command::Recipe { recipe, out } => {
+            let layout = recipe::build(&recipe, &out)?;
+            println!("{}", layout.digest);
+        }
+        Command::Load { store, name, image } => {
+            for image in Store::open(&store).load(&image, name.as_deref(), &progress)? {
+                println!("{} {}", image.digest, image.names.join(" "));
+            }
+        }
     }
     Ok(())
 }
