@@ -14,6 +14,8 @@ use crate::{
 };
 
 const IMAGE: &str = "/image";
+/// The image's root in its file system, beside that file system's own `lost+found`.
+const IMAGE_ROOT: &str = "/image/rootfs";
 const WRITABLE: &str = "/writable";
 const UPPER: &str = "/writable/upper";
 const WORK: &str = "/writable/work";
@@ -40,11 +42,17 @@ impl MountedRoot {
         for directory in [IMAGE, WRITABLE, ROOT] {
             make_directory(directory).during(Stage::Root, directory)?;
         }
-        mount_disk(&root.image_device, IMAGE, MountFlags::RDONLY, None)?;
-        // What nobody will read again need not be safe on the disk. The tables of the inodes may stay
+        // Nobody has written to it: its journal says nothing, and is not even looked at.
+        mount_disk(
+            &root.image_device,
+            IMAGE,
+            MountFlags::RDONLY,
+            Some(c"noload"),
+        )?;
+        // What nobody will read again need not be safe on the disk, and needs no journal. The tables of the inodes may stay
         // unwritten: writing zeroes in the background would only fill the host's sparse file.
         let options = if root.ephemeral {
-            c"discard,noinit_itable,nobarrier"
+            c"discard,noinit_itable,nobarrier,noload"
         } else {
             c"discard,noinit_itable"
         };
@@ -56,9 +64,9 @@ impl MountedRoot {
         )?;
         prepare_layer().during(Stage::Root, "the writable layer's directories")?;
         let options = if root.ephemeral {
-            c"lowerdir=/image,upperdir=/writable/upper,workdir=/writable/work,volatile"
+            c"lowerdir=/image/rootfs,upperdir=/writable/upper,workdir=/writable/work,volatile"
         } else {
-            c"lowerdir=/image,upperdir=/writable/upper,workdir=/writable/work"
+            c"lowerdir=/image/rootfs,upperdir=/writable/upper,workdir=/writable/work"
         };
         mount("overlay", ROOT, "overlay", MountFlags::empty(), options)
             .during(Stage::Root, "the overlay of image and writable layer")?;
@@ -111,7 +119,7 @@ fn mount_disk(
 fn prepare_layer() -> rustix::io::Result<()> {
     make_directory(UPPER)?;
     make_directory(WORK)?;
-    let image = stat(IMAGE)?;
+    let image = stat(IMAGE_ROOT)?;
     let upper = stat(UPPER)?;
     if (image.st_uid, image.st_gid) != (upper.st_uid, upper.st_gid) {
         let (owner, group) = (Uid::from_raw(image.st_uid), Gid::from_raw(image.st_gid));
