@@ -259,3 +259,7 @@ fn archive(entries: &BTreeMap<String, Entry>) -> io::Result<Vec<u8>> {
     }
     builder.into_inner()
 }
+
+#[cfg(test)]
+#[path = "recipe_tests.rs"]
+mod tests;

@@ -115,3 +115,6 @@ pub enum BlobError {
         size: u64,
     },
 }
+
+#[cfg(test)]
+mod tests;

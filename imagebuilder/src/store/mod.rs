@@ -354,3 +354,6 @@ impl Wanted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
