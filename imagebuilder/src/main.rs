@@ -47,7 +47,7 @@ enum Command {
         /// What to call the image instead of what it calls itself
         #[arg(long)]
         name: Option<String>,
-        /// An OCI layout directory, or a tar archive of one
+        /// An OCI layout directory, a tar archive of one, or one of a root file system
         #[arg(value_name = "ARCHIVE|LAYOUT")]
         image: PathBuf,
     },

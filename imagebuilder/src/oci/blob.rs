@@ -68,10 +68,15 @@ impl<R: Read> Verifier<R> {
         }
     }
 
+    /// The digest of what has been read.
+    pub(super) fn digest(self) -> Digest {
+        Digest::from_hash(self.hash)
+    }
+
     /// Reads what is left, and compares.
     pub(super) fn finish(mut self, expected: &Digest) -> Result<(), BlobError> {
         io::copy(&mut self, &mut io::sink()).map_err(BlobError::Read)?;
-        match Digest::from_hash(self.hash) == *expected {
+        match self.digest() == *expected {
             true => Ok(()),
             false => Err(BlobError::Digest),
         }

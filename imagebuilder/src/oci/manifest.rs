@@ -6,7 +6,9 @@ use oci_spec::image::{
     Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, OciLayout, Os, Platform,
 };
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
+use super::write::Documents;
 use super::{Digest, Error, Package};
 
 /// How deep an index may lie in another one.
@@ -30,6 +32,9 @@ const CONFIGS: [&str; 2] = [
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 ];
+
+/// Where programs are looked for in a root file system that comes without a configuration.
+const ROOT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Annotations of an index that name an image: containerd's and Docker's completely, the specification's perhaps by a
 /// tag alone.
@@ -66,8 +71,11 @@ impl Package {
     /// The images in it for linux/amd64, each once, in the order of the index.
     ///
     /// # Errors
-    /// The package is no OCI layout, a document is missing, damaged or contradictory, or none of its images fits.
+    /// The package is neither an OCI layout nor a root file system, a document is missing, damaged or contradictory, or none of its images fits.
     pub fn images(&self) -> Result<Vec<Description>, Error> {
+        if let Some(layer) = self.root_file_system() {
+            return Ok(vec![describe_root(layer)?]);
+        }
         self.check_layout()?;
         let index = self.document("index.json")?;
         let index = index.ok_or(Error::NotAnImage {
@@ -238,6 +246,19 @@ impl Search<'_> {
             raw_config,
         }))
     }
+}
+
+/// An image of nothing but a root file system: it has no name, and runs a shell unless it is told something else.
+fn describe_root(layer: Layer) -> Result<Description, Error> {
+    let config = json!({ "Env": [ROOT_PATH], "Cmd": ["/bin/sh"] });
+    let documents = Documents::new(&config, &layer.diff_id, layer.size);
+    Ok(Description {
+        names: Vec::new(),
+        digest: Digest::of(documents.manifest.as_bytes()),
+        config: parse("configuration", documents.config.as_bytes())?,
+        raw_config: documents.config.into_bytes(),
+        layers: vec![layer],
+    })
 }
 
 fn is_ours(os: &Os, architecture: &Arch) -> bool {

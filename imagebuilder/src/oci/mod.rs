@@ -37,7 +37,7 @@ pub enum Error {
     #[error("Cannot unpack the archive")]
     Unpack(#[source] io::Error),
     /// It is no archive.
-    #[error("It is neither an OCI layout directory nor a tar archive of one")]
+    #[error("It is neither an OCI layout directory nor a tar archive")]
     Archive(#[source] tarball::Error),
     /// It is something else.
     #[error("It is not an OCI image: {reason}")]

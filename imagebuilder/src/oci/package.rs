@@ -1,4 +1,4 @@
-//! What an image comes in: a directory, or an archive of one.
+//! What an image comes in: a directory, an archive of one, or an archive that is itself the root file system.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,21 +17,37 @@ use crate::progress::Step;
 use crate::spool::{Spool, Window};
 use crate::tarball::{Kind, Reader};
 
-/// The most files that an archive may have.
+/// Where the blobs of a layout are.
+const BLOBS: &str = "blobs/sha256/";
+
+/// What else is read of an archive, and what tells a kind of archive that is not read.
+const LAYOUT_FILES: [&str; 3] = ["oci-layout", "index.json", "manifest.json"];
+
+/// Names of which a root file system has at least one at its top.
+const ROOT_NAMES: [&str; 4] = ["bin", "etc", "sbin", "usr"];
+
+/// The most files that a layout in an archive may have.
 const MAX_FILES: usize = 100_000;
 
-/// An opened layout.
+/// An opened package.
 #[derive(Debug)]
 pub struct Package(Form);
 
 #[derive(Debug)]
 enum Form {
     Directory(PathBuf),
-    Archive {
-        file: File,
-        /// Where each file is, by its path.
-        files: HashMap<String, Range<u64>>,
-    },
+    Archive(Archive),
+}
+
+#[derive(Debug)]
+struct Archive {
+    file: File,
+    /// Where in the file it lies.
+    range: Range<u64>,
+    /// Where each file of a layout is, by its path.
+    files: HashMap<String, Range<u64>>,
+    /// Whether it has what a root file system has at its top.
+    looks_like_root: bool,
 }
 
 /// One file of a package.
@@ -73,15 +89,28 @@ impl Package {
         if metadata.is_file() {
             let count = Window::new(&file, 0..4).read(&mut start).map_err(failed)?;
             if !is_compressed(&start[..count]) {
-                let files = index(&file, 0..metadata.len())?;
-                return Ok(Self(Form::Archive { file, files }));
+                return Archive::open(file, 0..metadata.len());
             }
         }
         let source = decompress(&mut file).map_err(Error::Unpack)?;
         let range = spool.append(source, |_| ()).map_err(Error::Unpack)?;
         let file = spool.file().try_clone().map_err(Error::Unpack)?;
-        let files = index(&file, range)?;
-        Ok(Self(Form::Archive { file, files }))
+        Archive::open(file, range)
+    }
+
+    /// The layer that the whole archive is, if it is no package of images but a root file system.
+    pub(super) fn root_file_system(&self) -> Option<Layer> {
+        let Form::Archive(archive) = &self.0 else {
+            return None;
+        };
+        let (path, range) = archive.files.iter().next()?;
+        let digest = format!("sha256:{}", path.strip_prefix(BLOBS)?);
+        let digest: Digest = digest.parse().ok()?;
+        (*range == archive.range).then(|| Layer {
+            size: range.end - range.start,
+            diff_id: digest.clone(),
+            digest,
+        })
     }
 
     /// A document at a fixed place in the layout, if it is there.
@@ -158,7 +187,7 @@ impl Package {
     }
 
     fn blob(&self, digest: &Digest, size: u64) -> Result<Source<'_>, BlobError> {
-        let path = format!("blobs/sha256/{}", digest.hex());
+        let path = format!("{BLOBS}{}", digest.hex());
         let blob = self.file(&path).map_err(BlobError::Read)?;
         let blob = blob.ok_or(BlobError::Missing)?;
         match blob.size == size {
@@ -190,7 +219,7 @@ impl Package {
                     source: Source::File(file),
                 }))
             }
-            Form::Archive { file, files } => Ok(files.get(path).map(|range| Blob {
+            Form::Archive(Archive { file, files, .. }) => Ok(files.get(path).map(|range| Blob {
                 size: range.end - range.start,
                 source: Source::Archived(Window::new(file, range.clone())),
             })),
@@ -205,7 +234,7 @@ impl Package {
     fn place(&self, path: &str) -> PathBuf {
         match &self.0 {
             Form::Directory(directory) => directory.join(path),
-            Form::Archive { .. } => path.into(),
+            Form::Archive(_) => path.into(),
         }
     }
 }
@@ -221,23 +250,44 @@ impl<R: Read> Read for Advancing<'_, R> {
     }
 }
 
-/// Finds the regular files in an archive. Of two with the same path, the last counts, as if it had been extracted.
-fn index(file: &File, range: Range<u64>) -> Result<HashMap<String, Range<u64>>, Error> {
-    let mut files = HashMap::new();
-    let mut reader = Reader::new(file, range);
-    while let Some(entry) = reader.next_entry().map_err(Error::Archive)? {
-        if entry.kind != Kind::File {
-            continue;
+impl Archive {
+    /// Finds out what lies at `range` of `file`.
+    fn open(file: File, range: Range<u64>) -> Result<Package, Error> {
+        let mut archive = Self {
+            file,
+            range,
+            files: HashMap::new(),
+            looks_like_root: false,
+        };
+        archive.index()?;
+        let has = |name: &str| archive.files.contains_key(name);
+        if archive.looks_like_root && !has("oci-layout") && !has("manifest.json") {
+            // All of it is the only layer of an image, as if it lay in a layout under its digest.
+            let mut verifier = Verifier::new(Window::new(&archive.file, archive.range.clone()));
+            io::copy(&mut verifier, &mut io::sink()).map_err(Error::Unpack)?;
+            let path = format!("{BLOBS}{}", verifier.digest().hex());
+            archive.files = HashMap::from([(path, archive.range.clone())]);
         }
-        if let Ok(path) = String::from_utf8(entry.path) {
-            let path = path.trim_start_matches("./").to_owned();
-            files.insert(path, entry.content);
-        }
-        if files.len() > MAX_FILES {
-            return Err(Error::NotAnImage {
-                reason: "the archive holds more than 100,000 files; is it a root file system?",
-            });
-        }
+        Ok(Package(Form::Archive(archive)))
     }
-    Ok(files)
+
+    /// Finds the files of a layout. Of two with the same path, the last counts, as if it had been extracted.
+    fn index(&mut self) -> Result<(), Error> {
+        let mut reader = Reader::new(&self.file, self.range.clone());
+        while let Some(entry) = reader.next_entry().map_err(Error::Archive)? {
+            let path = String::from_utf8_lossy(&entry.path);
+            let path = path.trim_start_matches("./").trim_start_matches('/');
+            let top = path.split('/').next().unwrap_or_default();
+            self.looks_like_root |= ROOT_NAMES.contains(&top);
+            if entry.kind == Kind::File && (LAYOUT_FILES.contains(&path) || top == "blobs") {
+                self.files.insert(path.to_owned(), entry.content);
+            }
+            if self.files.len() > MAX_FILES {
+                return Err(Error::NotAnImage {
+                    reason: "there are more than 100,000 blobs in it",
+                });
+            }
+        }
+        Ok(())
+    }
 }

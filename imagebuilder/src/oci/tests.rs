@@ -285,9 +285,7 @@ fn documents_that_contradict_each_other_are_refused() {
 #[test]
 fn what_is_no_layout_at_all_is_told_apart() {
     let folder = Folder::new("oci-not");
-    let rootfs = (0..2).fold(Layer::new(), |layer, i| {
-        layer.file(&format!("bin/{i}"), b"")
-    });
+    let files = Layer::new().file("photos/1", b"").file("photos/2", b"");
     let docker = Layer::new().file("manifest.json", b"[]");
     let rows = [
         (
@@ -295,10 +293,10 @@ fn what_is_no_layout_at_all_is_told_apart() {
             b"FROM busybox\n".repeat(100),
             "neither an OCI layout",
         ),
-        ("rootfs", rootfs.bytes(), "no oci-layout file"),
+        ("files", files.bytes(), "no oci-layout file"),
         ("docker", docker.bytes(), "before version 25"),
         ("empty", Vec::new(), "no oci-layout file"),
-        ("cut", gzip(&rootfs.bytes())[..20].to_vec(), "Cannot unpack"),
+        ("cut", gzip(&files.bytes())[..20].to_vec(), "Cannot unpack"),
     ];
     for (name, bytes, reason) in rows {
         let path = folder.path().join(name);
@@ -308,6 +306,35 @@ fn what_is_no_layout_at_all_is_told_apart() {
     }
     let error = read(&folder, &folder.path().join("missing")).unwrap_err();
     assert!(error.contains("missing"), "{error}");
+}
+
+#[test]
+fn a_root_file_system_is_an_image_of_one_layer() {
+    let folder = Folder::new("oci-root");
+    let root = Layer::new()
+        .directory("./", 0o755)
+        .directory("./bin", 0o755)
+        .file("./bin/sh", b"shell")
+        .file("./index.json", b"not that of a layout");
+    let digests = ["plain", "gz", "zst"].map(|name| {
+        let pack = match name {
+            "gz" => gzip,
+            "zst" => zstd,
+            _ => plain,
+        };
+        let path = folder.path().join(name);
+        std::fs::write(&path, pack(&root.bytes())).unwrap();
+        let size = root.bytes().len() as u64;
+        assert_eq!(read(&folder, &path).unwrap(), [(vec![], size)]);
+        let mut spool = Spool::new(folder.path(), 1 << 20).unwrap();
+        let package = Package::open(&path, &mut spool).unwrap();
+        let image = package.images().unwrap().remove(0);
+        let config = image.config.config().clone().unwrap();
+        assert_eq!(config.cmd().clone().unwrap(), ["/bin/sh"]);
+        image.digest
+    });
+    assert_eq!(digests[0], digests[1]);
+    assert_eq!(digests[0], digests[2]);
 }
 
 #[test]
