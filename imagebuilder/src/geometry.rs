@@ -3,7 +3,7 @@
 /// Bytes in a block.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// Blocks in a block group: as many as one block of bitmap counts.
+/// Blocks in a block group, and inodes at most: as many as one block of bitmap counts.
 const GROUP: u64 = 8 * BLOCK;
 
 /// The smallest file system: the journal may take a quarter of it.
@@ -28,6 +28,11 @@ pub(crate) fn round_up(size: u64) -> u64 {
         _ => 0,
     };
     (blocks + missing) * BLOCK
+}
+
+/// The smallest size that has room for `inodes`, wherever their files are, in bytes.
+pub(crate) fn room_for_inodes(inodes: u32) -> u64 {
+    u64::from(inodes).div_ceil(GROUP) * GROUP * BLOCK
 }
 
 #[cfg(test)]

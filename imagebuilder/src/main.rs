@@ -1,6 +1,8 @@
 //! The `imagebuilder` command: makes what a VM boots.
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -53,8 +55,20 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
-    let Arguments { quiet, command } = Arguments::parse();
+fn main() -> ExitCode {
+    let Err(error) = execute(Arguments::parse()) else {
+        return ExitCode::SUCCESS;
+    };
+    let mut text = format!("imagebuilder: {error}\n");
+    for cause in error.chain().skip(1) {
+        text += &format!("  because: {cause}\n");
+    }
+    // Nobody is left to tell that standard error is closed.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::FAILURE
+}
+
+fn execute(Arguments { quiet, command }: Arguments) -> Result<()> {
     let progress = Progress::to_stderr(quiet);
     match command {
         Command::Initfs { vminitd, out } => initfs::build(&vminitd, &out)?,

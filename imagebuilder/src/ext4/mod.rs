@@ -5,7 +5,7 @@
 
 mod acl;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 
@@ -31,6 +31,9 @@ pub const WRITER: &str = "mkext4 0.0.3, 1";
 /// Extended attributes of one inode fit into one block and what is left of the inode; this many bytes always do.
 const MAX_XATTRS: usize = 3900;
 
+/// The formatter keeps every block of names, attributes and long link targets in memory: 1 GiB of them at most.
+const MAX_RENDERED: u64 = (1 << 30) / BLOCK;
+
 /// How often the file system is made larger when its estimated size proves too small.
 const ATTEMPTS: u32 = 6;
 
@@ -54,6 +57,9 @@ pub enum Error {
     /// The tree is larger than any file system that is made.
     #[error("The image unpacks to more than an ext4 file system can be here")]
     TooLarge,
+    /// It would take too much memory to write.
+    #[error("The image has more directories, long links and extended attributes than are accepted")]
+    TooIntricate,
     /// The formatter refused.
     #[error("Cannot format the root image")]
     Format(#[source] mkext4::Error),
@@ -84,7 +90,7 @@ pub fn write(tree: &Tree, spool: &Spool, seed: &str, out: &File, step: &Step) ->
 
 /// How many bytes of file content there are in `tree`: what [`write`] advances its step by, in sum.
 pub fn content_size(tree: &Tree) -> u64 {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     tree.walk()
         .filter(|name| seen.insert(name.inode))
         .map(|name| match &tree.node(name.inode).kind {
@@ -100,6 +106,9 @@ type Files = Vec<(InodeHandle, std::ops::Range<u64>)>;
 /// Decides where everything goes, in the smallest file system that has room.
 fn lay_out(tree: &Tree, seed: &str) -> Result<(Layout, Files), Error> {
     let mut needs = Needs::of(tree);
+    if needs.rendered > MAX_RENDERED {
+        return Err(Error::TooIntricate);
+    }
     let mut attempt = 0;
     loop {
         let size = needs.size().ok_or(Error::TooLarge)?;
@@ -133,7 +142,10 @@ fn options(seed: &str, size: u64, inodes: u32) -> Options {
 
 /// What a tree takes, from above.
 struct Needs {
+    /// Blocks of any kind but inodes and the file system's own.
     blocks: u64,
+    /// Those of them that are kept in memory.
+    rendered: u64,
     inodes: u32,
 }
 
@@ -141,9 +153,10 @@ impl Needs {
     fn of(tree: &Tree) -> Self {
         // The first ten are reserved, then lost+found and the image's root.
         let mut inodes = 12_u32;
-        let mut blocks = 64 + u64::from(MIN_JOURNAL);
+        let mut rendered = 64;
+        let mut data = u64::from(MIN_JOURNAL);
         let mut entries: HashMap<Inode, u64> = HashMap::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for name in tree.walk() {
             *entries.entry(name.directory).or_default() += 12 + name.name.len() as u64;
             if !seen.insert(name.inode) {
@@ -151,24 +164,28 @@ impl Needs {
             }
             inodes = inodes.saturating_add(1);
             let node = tree.node(name.inode);
-            blocks += match &node.kind {
+            rendered += u64::from(!node.xattrs.is_empty());
+            match &node.kind {
                 Kind::File(content) => {
-                    let data = (content.end - content.start).div_ceil(BLOCK);
+                    let blocks = (content.end - content.start).div_ceil(BLOCK);
                     // An extent covers 128 MiB where it can; four of them fit into the inode.
-                    data + data / 1024
+                    data += blocks + blocks / 1024;
                 }
-                Kind::Directory(_) => 1,
-                Kind::Symlink(target) if target.len() > 59 => 1,
-                _ => 0,
-            };
-            blocks += u64::from(!node.xattrs.is_empty());
+                Kind::Directory(_) => rendered += 1,
+                Kind::Symlink(target) if target.len() > 59 => rendered += 1,
+                _ => {}
+            }
         }
         // Blocks of names are at least half full, and a large directory has an index.
-        blocks += entries
+        rendered += entries
             .values()
             .map(|bytes| bytes.div_ceil(BLOCK / 2) + bytes / (BLOCK * 100))
             .sum::<u64>();
-        Self { blocks, inodes }
+        Self {
+            blocks: data + rendered,
+            rendered,
+            inodes,
+        }
     }
 
     /// The size of a file system for it, in bytes.
@@ -180,6 +197,11 @@ impl Needs {
         let groups = content / 32_000 + 1;
         let overhead = groups * 4 + groups * groups.div_ceil(128) / 8 + 64;
         let size = content.checked_add(overhead)?.checked_mul(BLOCK)?;
+        let size = match self.inodes > 30_000 {
+            true => size.max(geometry::room_for_inodes(self.inodes)),
+            // One group has room for them, and need not be whole.
+            false => size,
+        };
         (size <= geometry::MAX_SIZE).then(|| geometry::round_up(size))
     }
 }

@@ -207,6 +207,34 @@ fn large_directories_and_many_files_fit_into_the_size_that_was_estimated() {
 }
 
 #[test]
+fn files_that_are_many_and_small_have_inodes() {
+    // Only names: a group of blocks would have room for several times as many as it has inodes.
+    let folder = Folder::new("ext4-inodes");
+    let mut layer = Layer::new();
+    for i in 0..40_000 {
+        layer = layer.file(&i.to_string(), b"");
+    }
+    e2fsck(&image(&folder, "image", &layer).unwrap());
+}
+
+#[test]
+fn what_would_take_too_much_memory_is_refused() {
+    let folder = Folder::new("ext4-intricate");
+    let mut layer = Layer::new();
+    // A few bytes of archive make a thousand directories, each estimated at two blocks.
+    let deep = ["d"; 1024].join("/");
+    for number in 0..MAX_RENDERED / 2 / 1024 + 1 {
+        let link = format!("link{number}");
+        let target = format!("/{number}/{deep}");
+        layer = layer
+            .symlink(&link, &target)
+            .file(&format!("{link}/f"), b"");
+    }
+    let error = image(&folder, "image", &layer).unwrap_err();
+    assert!(matches!(error, Error::TooIntricate), "{error}");
+}
+
+#[test]
 fn random_trees_are_sound() {
     let folder = Folder::new("ext4-random");
     let mut random = Random::new(5);

@@ -22,11 +22,12 @@ pub struct Limits {
     pub steps: u64,
 }
 
+/// Several times what the largest images hold. An entry takes 1 KiB of memory until its image is written.
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            entries: 4_000_000,
-            metadata: 1 << 30,
+            entries: 2_000_000,
+            metadata: 512 << 20,
             steps: 500_000_000,
         }
     }
