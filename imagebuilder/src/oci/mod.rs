@@ -62,7 +62,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// A blob that is referred to.
-    #[error("Blob {digest} is not usable")]
+    #[error("Cannot use blob {digest}")]
     Blob {
         /// Its digest.
         digest: String,
@@ -106,7 +106,7 @@ pub enum BlobError {
         expected: String,
     },
     /// It cannot be decompressed.
-    #[error("Cannot unpack it")]
+    #[error("Cannot decompress it")]
     Unpack(#[source] io::Error),
     /// It is a document too large to be one.
     #[error("It is a document of {size} bytes; at most {MAX_DOCUMENT} are read")]

@@ -116,8 +116,8 @@ pub enum Error {
         /// How many.
         count: usize,
     },
-    /// A layer of an image is not usable.
-    #[error("Cannot load image {image}: layer {number} of {count} is not usable")]
+    /// A layer of an image is not usable, or there is no room for it.
+    #[error("Cannot unpack layer {number} of {count} of image {image}")]
     Layer {
         /// The image.
         image: String,

@@ -195,11 +195,11 @@ fn what_cannot_be_loaded_is_one_error_and_leaves_nothing() {
     let rows: Vec<(Files, &str)> = vec![
         (
             sound().changed("#0", cut),
-            "layer 1 of 1 is not usable: Blob sha256:",
+            "Cannot unpack layer 1 of 1 of image sha256:",
         ),
         (
             with(Layer::new().file("a/../../etc/passwd", b"")),
-            "Cannot load image a:1: layer 2 of 2 is not usable: Entry a/../../etc/passwd is not acceptable: Its path leads upwards",
+            "Cannot unpack layer 2 of 2 of image a:1: Entry a/../../etc/passwd is not acceptable: Its path leads upwards",
         ),
         (
             with(Layer::new().hardlink("a", "missing")),
