@@ -42,7 +42,11 @@ impl Store {
     /// There is no such image, it has several names, it belongs to a store behind this one, or this one cannot be changed.
     pub fn remove(&self, reference: &str) -> Result<Removed, Error> {
         let wanted = Wanted::parse(reference)?;
-        let Some(image) = self.find(&wanted)? else {
+        let own = match self.writable {
+            true => self.find(&wanted)?,
+            false => None,
+        };
+        let Some(image) = own else {
             let elsewhere = self.resolve(reference)?.is_some();
             let name = reference.to_owned();
             return Err(match elsewhere {
@@ -141,6 +145,10 @@ impl Store {
     /// Creates the store if there is none, removes what crashes have left, and makes a directory to work in.
     pub(super) fn work(&self) -> Result<Work, Error> {
         let images = self.images_path();
+        if !self.writable {
+            let source = std::io::ErrorKind::ReadOnlyFilesystem.into();
+            return Err(disk("write to", &images)(source));
+        }
         std::fs::create_dir_all(&images).map_err(disk("create", &images))?;
         let _lock = self.lock()?;
         sweep(&images)?;

@@ -160,6 +160,9 @@ fn stores_behind_this_one_are_looked_into_and_never_changed() {
         .unwrap();
     }
     let shipped = Store::open_read_only(&shipped_root);
+    assert!(matches!(shipped.remove("a"), Err(Error::ReadOnly { .. })));
+    let error = chain(&load(&shipped, &a, None).unwrap_err());
+    assert!(error.contains("Cannot write to"), "{error}");
     let store = Store::open(&folder.path().join("root")).with_behind(shipped);
 
     let image = store.resolve("a").unwrap().unwrap();
