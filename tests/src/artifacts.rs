@@ -1,0 +1,44 @@
+//! What is tested, as `make` leaves it.
+
+use std::path::{Path, PathBuf};
+
+/// `path` in the folder of artifacts. Panics with `remedy` if it is not there: a test of something that was not
+/// built has not passed.
+fn artifact(path: &str, remedy: &str) -> PathBuf {
+    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../out");
+    let path = out.join(path);
+    assert!(
+        path.exists(),
+        "{} is missing: run `{remedy}` first",
+        path.display()
+    );
+    path.canonicalize().expect("a path to an artifact")
+}
+
+/// The command under test.
+pub fn vmm() -> PathBuf {
+    artifact("bin/vmm", "make image build")
+}
+
+/// The initfs that `vmm` boots.
+///
+/// # Panics
+/// If it was not built.
+#[must_use]
+pub fn initfs() -> PathBuf {
+    artifact("share/vmm/initfs", "make image")
+}
+
+/// A kernel that differs from the default one in its `LOCALVERSION`, which is `-second`.
+///
+/// # Panics
+/// If it was not built.
+#[must_use]
+pub fn second_kernel() -> PathBuf {
+    artifact("test/vmlinux-second", "make test")
+}
+
+/// A static program for the inside of a container.
+pub fn guest_tool(name: &str) -> PathBuf {
+    artifact(&format!("test/guest-tools/{name}"), "make test")
+}

@@ -1,0 +1,191 @@
+//! One invocation of `vmm`.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    os::fd::OwnedFd,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::process::{ioctl_tiocsctty, setsid};
+
+use crate::{
+    artifacts,
+    finished::Finished,
+    running::{Feed, Running},
+    terminal::Terminal,
+    transcript::Transcript,
+};
+
+/// What is on the standard input of a `vmm`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// Nothing: `/dev/null`.
+    Null,
+    /// These bytes, and then its end.
+    Bytes(Vec<u8>),
+    /// What [`Running::send`] gives it, until [`Running::end_input`].
+    Later,
+    /// A file.
+    File(PathBuf),
+}
+
+/// An invocation of `vmm` that is being put together.
+pub struct Vmm {
+    root: PathBuf,
+    command: Command,
+    words: Vec<OsString>,
+    input: Input,
+    keep_output: bool,
+}
+
+impl Vmm {
+    /// `vmm` with the state root `root`, and of the environment nothing but the `PATH`.
+    pub(crate) fn new(root: &Path) -> Self {
+        let mut command = Command::new(artifacts::vmm());
+        command.env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("TERM", "xterm");
+        for (name, folder) in [
+            ("HOME", "home"),
+            ("XDG_RUNTIME_DIR", "run"),
+            ("TMPDIR", "tmp"),
+        ] {
+            command.env(name, root.join(folder));
+        }
+        command.current_dir(root);
+        let vmm = Self {
+            root: root.to_owned(),
+            command,
+            words: vec!["vmm".into()],
+            input: Input::Null,
+            keep_output: false,
+        };
+        vmm.arg("--root").arg(root.join("state"))
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.words.push(argument.as_ref().to_owned());
+        self.command.arg(argument);
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
+        arguments.into_iter().fold(self, Self::arg)
+    }
+
+    /// Sets a variable in the environment of `vmm` itself.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Sets its standard input, which is [`Input::Null`] otherwise.
+    #[must_use]
+    pub fn input(mut self, input: Input) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// Leaves its standard output unread: [`Running::take_output`] gives it.
+    #[must_use]
+    pub fn keep_output(mut self) -> Self {
+        self.keep_output = true;
+        self
+    }
+
+    /// Starts it and waits for its end.
+    #[track_caller]
+    pub fn finish(self) -> Finished {
+        self.start().finish()
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn start(mut self) -> Running {
+        let stdin = match &self.input {
+            Input::Null => Stdio::null(),
+            Input::Bytes(_) | Input::Later => Stdio::piped(),
+            Input::File(path) => File::open(path).expect("the file with the input").into(),
+        };
+        self.command
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self.command.spawn().expect("vmm starts");
+        let stdout = child.stdout.take().expect("a pipe from standard output");
+        let stderr = child.stderr.take().expect("a pipe from standard error");
+        let (stdout, unread) = match self.keep_output {
+            true => (Transcript::empty(), Some(stdout)),
+            false => (Transcript::of(stdout), None),
+        };
+        let feed = child.stdin.take().map(|pipe| match self.input {
+            Input::Bytes(bytes) => Feed::all(pipe, bytes),
+            _ => Feed::Open(pipe),
+        });
+        Running::new(self.root, describe(&self.words), child)
+            .with_feed(feed)
+            .with_streams(stdout, unread, Transcript::of(stderr))
+    }
+
+    /// Starts it in `terminal`, as a shell does: in the foreground of a session of its own.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn start_in(mut self, terminal: &Terminal) -> Running {
+        let stream = || OwnedFd::from(terminal.device());
+        self.command
+            .stdin(stream())
+            .stdout(stream())
+            .stderr(stream());
+        // SAFETY: the closure makes two system calls and touches no memory of the parent's.
+        unsafe {
+            self.command.pre_exec(|| {
+                setsid()?;
+                ioctl_tiocsctty(rustix::stdio::stdin())?;
+                Ok(())
+            });
+        }
+        let child = self.command.spawn().expect("vmm starts");
+        Running::new(self.root, describe(&self.words), child)
+            .with_screen(terminal.transcript().clone())
+    }
+
+    /// The command line and environment in words that a shell takes, to be run in a terminal that is not ours.
+    #[must_use]
+    pub fn shell_line(&self) -> String {
+        let variables = self.command.get_envs().filter_map(|(name, value)| {
+            let value = value?.to_string_lossy();
+            Some(format!("{}='{value}'", name.to_string_lossy()))
+        });
+        let arguments = std::iter::once(self.command.get_program()).chain(self.command.get_args());
+        let arguments =
+            arguments.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")));
+        let words: Vec<String> = variables.chain(arguments).collect();
+        format!("env -i {}", words.join(" "))
+    }
+}
+
+/// The command line for people.
+fn describe(words: &[OsString]) -> String {
+    let words: Vec<String> = words
+        .iter()
+        .map(|word| word.to_string_lossy().into_owned())
+        .map(|word| match word.contains([' ', ';', '\n']) {
+            true => format!("{word:?}"),
+            false => word,
+        })
+        .collect();
+    words.join(" ")
+}

@@ -1,0 +1,114 @@
+//! `--memory` and `--cpus`.
+
+use end_to_end::Root;
+
+const MEMORY: &str = "grep MemTotal /proc/meminfo | tr -dc 0-9";
+
+/// Memory in KiB that the container's kernel has to give, in a VM with these flags.
+fn memory_with(root: &Root, flags: &[&str]) -> u64 {
+    let run = root
+        .run(["--rm"])
+        .args(flags)
+        .args(["busybox", "sh", "-c", MEMORY]);
+    let run = run.finish();
+    let text = run.code(0).text();
+    text.parse()
+        .unwrap_or_else(|_| panic!("{}", run.description()))
+}
+
+#[test]
+fn memory_is_what_was_asked_for() {
+    let root = Root::new();
+    // The kernel keeps some for itself.
+    for (flags, mib) in [
+        (&[][..], 1024),
+        (&["-m", "256m"], 256),
+        (&["--memory=2g"], 2048),
+    ] {
+        let kib = memory_with(&root, flags);
+        let asked = mib * 1024;
+        assert!(kib <= asked && kib > asked * 7 / 8, "{flags:?}: {kib} KiB");
+    }
+}
+
+#[test]
+fn memory_that_is_not_used_is_not_taken() {
+    let root = Root::new();
+    let script = "echo ready; exec sleep 1000";
+    let mut run = root
+        .run(["--rm", "-m", "4g", "busybox", "sh", "-c", script])
+        .start();
+    run.expect("ready\n");
+    // Shared memory counts where it is mapped, so the largest process stands for the VM.
+    let resident = run.helpers().into_iter().filter_map(|process| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    let largest = resident.max().unwrap_or(u64::MAX);
+    assert!(largest < 1 << 20, "{largest} KiB of 4 GiB are resident");
+    run.signal(end_to_end::Signal::TERM);
+    run.finish().code(143);
+}
+
+#[test]
+fn too_little_memory_is_refused() {
+    let root = Root::new();
+    root.run(["-m", "1m", "busybox", "true"])
+        .finish()
+        .fails("memory");
+}
+
+#[test]
+fn a_main_process_that_takes_all_memory_is_killed_and_that_is_known() {
+    let root = Root::new();
+    let run = root
+        .run(["-m", "64m", "busybox", "tail", "/dev/zero"])
+        .finish();
+    run.code(137).stdout("");
+    let state = root.only_state();
+    assert_eq!(state["oom_killed"], true, "{state}");
+    assert_eq!(state["exit_code"], 137, "{state}");
+    let status = root.containers()[0]["Status"].to_string();
+    assert!(status.contains("Exited (137)"), "{status}");
+}
+
+#[test]
+fn a_container_outlives_a_child_that_takes_all_memory() {
+    let root = Root::new();
+    let script = "tail /dev/zero; echo code $?";
+    let run = root
+        .run(["-m", "64m", "busybox", "sh", "-c", script])
+        .finish();
+    run.code(0).stdout("code 137\n");
+    let state = root.only_state();
+    assert_eq!(state["exit_code"], 0, "{state}");
+}
+
+#[test]
+fn an_end_without_want_of_memory_is_none_for_want_of_it() {
+    let root = Root::new();
+    root.run(["busybox", "sh", "-c", "exit 137"])
+        .finish()
+        .code(137);
+    let state = root.only_state();
+    assert_eq!(state["oom_killed"], false, "{state}");
+}
+
+#[test]
+fn cpus_are_what_was_asked_for() {
+    let root = Root::new();
+    for (flags, expected) in [
+        (&[][..], "1\nmax 100000\n"),
+        (&["--cpus", "2"], "2\nmax 100000\n"),
+        (&["--cpus=0.5"], "1\n50000 100000\n"),
+        (&["--cpus", "1.25"], "2\n125000 100000\n"),
+    ] {
+        let script = "nproc; cat /sys/fs/cgroup/cpu.max";
+        let run = root
+            .run(["--rm"])
+            .args(flags)
+            .args(["busybox", "sh", "-c", script]);
+        run.finish().code(0).stdout(expected);
+    }
+}
