@@ -97,9 +97,23 @@ impl Writer {
     /// the last step, the directory's sync, says that the rename may not survive a power cut.
     pub fn commit(mut self) -> io::Result<()> {
         self.file.sync_all()?;
+        self.rename()?;
+        sync_directory(directory_of(&self.path))
+    }
+
+    /// Gives the file its name, and leaves it to the kernel when it reaches the disk: for what nobody will want after a
+    /// power cut.
+    ///
+    /// # Errors
+    /// Those of `rename(2)`; then the old file is in place and the temporary one removed.
+    pub fn commit_unsynced(mut self) -> io::Result<()> {
+        self.rename()
+    }
+
+    fn rename(&mut self) -> io::Result<()> {
         std::fs::rename(&self.temporary, &self.path)?;
         self.committed = true;
-        sync_directory(directory_of(&self.path))
+        Ok(())
     }
 }
 

@@ -4,8 +4,12 @@
 //! can be waited for and killed.
 
 pub mod memory;
+mod qemu;
+mod select;
 
 use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};
+
+pub use select::{Accelerator, NoAccelerator, Verdict, select, verdicts};
 
 use crate::devices::vsock::HostPorts;
 
@@ -53,11 +57,11 @@ pub trait Hypervisor {
     /// Its name as `--accel` takes it.
     fn name(&self) -> &'static str;
 
-    /// Whether it works on this host.
+    /// Whether it works on this host. Says in a word what it would use.
     ///
     /// # Errors
     /// The reason why it does not, for people.
-    fn probe(&self) -> Result<(), String>;
+    fn probe(&self) -> Result<String, String>;
 
     /// Name under `/dev` in the guest of the disk at `index` of [`VmConfig::disks`].
     fn disk_device(&self, index: usize) -> String;
@@ -93,4 +97,34 @@ pub enum VmError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Name under `/dev` of the virtio block device at `index`: `vda`, `vdb`, …
+fn virtio_disk_name(index: usize) -> String {
+    let mut letters = Vec::new();
+    let mut rest = index;
+    loop {
+        letters.push(char::from(b"abcdefghijklmnopqrstuvwxyz"[rest % 26]));
+        match rest / 26 {
+            0 => break,
+            more => rest = more - 1,
+        }
+    }
+    letters.push('d');
+    letters.push('v');
+    letters.into_iter().rev().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_numbered_as_linux_does() {
+        let names = [0, 1, 25, 26, 27, 701, 702].map(virtio_disk_name);
+        assert_eq!(
+            names,
+            ["vda", "vdb", "vdz", "vdaa", "vdab", "vdzz", "vdaaa"]
+        );
+    }
 }

@@ -1,0 +1,130 @@
+//! The command line: one file for each command, from flags to a request and from an answer to text.
+
+mod image;
+mod output;
+mod ps;
+mod rm;
+mod run;
+mod supervise;
+mod system;
+mod values;
+mod version;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::{
+    container::{FAILED, timeline::now_ns},
+    paths::Paths,
+};
+
+/// Runs every container in a virtual machine of its own, with a kernel of its own.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, propagate_version = false, max_term_width = 100)]
+#[command(after_help = "Examples:\n  \
+    vmm run --rm busybox echo hello\n  \
+    vmm run -it --rm busybox sh\n  \
+    vmm image load -i image.tar\n  \
+    vmm ps -a\n\n\
+    'vmm COMMAND --help' says more about a command.")]
+pub struct Arguments {
+    /// Keep images and containers in this directory
+    #[arg(long, value_name = "DIR", help_heading = "Global options")]
+    root: Option<PathBuf>,
+    /// Tell the story of what happens on standard error (as --log-level debug)
+    #[arg(long, help_heading = "Global options")]
+    debug: bool,
+    /// Show messages of this importance and above: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", help_heading = "Global options")]
+    log_level: Option<tracing::Level>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a new container
+    Run(Box<run::Run>),
+    /// List containers
+    Ps(ps::Ps),
+    /// Remove containers
+    Rm(rm::Rm),
+    /// Manage images
+    Image(image::Image),
+    /// Show what this program finds on this machine
+    System(system::System),
+    /// Show the version
+    Version(version::Version),
+    /// Own a container's machine (started by other commands)
+    #[command(hide = true)]
+    Supervise(supervise::Supervise),
+}
+
+/// What every command may need.
+struct Environment {
+    paths: Paths,
+    /// The level of the log, if one was asked for.
+    log_level: Option<tracing::Level>,
+    /// When this command began, in ns of `CLOCK_MONOTONIC`.
+    started_ns: u64,
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// What went wrong, for the user.
+pub fn execute() -> Result<ExitCode> {
+    let started_ns = now_ns();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
+    let log_level = match arguments.debug {
+        true => Some(tracing::Level::DEBUG),
+        false => arguments.log_level,
+    };
+    start_log(log_level);
+    let environment = Environment {
+        paths: Paths::find(arguments.root.as_deref())?,
+        log_level,
+        started_ns,
+    };
+    match arguments.command {
+        Command::Run(command) => command.execute(&environment),
+        Command::Ps(command) => command.execute(&environment),
+        Command::Rm(command) => command.execute(&environment),
+        Command::Image(command) => command.execute(&environment),
+        Command::System(command) => command.execute(&environment),
+        Command::Version(command) => command.execute(&environment),
+        Command::Supervise(command) => command.execute(&environment),
+    }
+}
+
+/// Shows what was asked for, or how the command line should have been.
+fn usage(error: &clap::Error) -> Result<ExitCode> {
+    error.print().context("Cannot write to standard output")?;
+    Ok(match error.use_stderr() {
+        true => ExitCode::from(FAILED),
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn start_log(level: Option<tracing::Level>) {
+    tracing_subscriber::fmt()
+        .with_max_level(level.unwrap_or(tracing::Level::WARN))
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .with_ansi(false)
+        .init();
+}
+
+/// Shows `text`. Nobody being left to read it is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("Cannot write to standard output"),
+    }
+}

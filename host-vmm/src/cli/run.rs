@@ -1,0 +1,259 @@
+//! `vmm run`.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use imagebuilder::store::Store;
+
+use super::{Environment, output, values};
+use crate::{
+    container::{
+        Containers, Foreground, StoreError,
+        request::{Identity, Request, RequestError},
+        spec::Tmpfs,
+        start,
+        timeline::{Event, Timeline, wall_clock_ns},
+    },
+    error_text, terminal,
+    vm::Accelerator,
+};
+
+/// Run a command in a new container
+#[derive(Debug, Args)]
+// Docker's -h is the host name here.
+#[command(disable_help_flag = true)]
+#[command(after_help = "Examples:\n  \
+    vmm run --rm busybox echo hello\n  \
+    vmm run -it --rm busybox sh\n  \
+    vmm run --rm -m 256m --cpus 0.5 -e GREETING=hi busybox sh -c 'echo $GREETING'\n  \
+    vmm run --rm --kernel ./vmlinux busybox uname -r")]
+pub struct Run {
+    /// Keep standard input open
+    #[arg(short, long)]
+    interactive: bool,
+    /// Allocate a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    rm: bool,
+    /// Call the container by this name
+    #[arg(long)]
+    name: Option<String>,
+    /// The container's host name
+    #[arg(short = 'h', long)]
+    hostname: Option<String>,
+    /// Set an environment variable, or pass ours on if there is no =
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Set the environment variables that a file holds, a line each
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<OsString>,
+    /// User, and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Replace the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<OsString>,
+    /// Memory of the container's machine
+    #[arg(short, long, value_name = "BYTES", default_value = "1g", value_parser = values::memory)]
+    memory: u64,
+    /// CPU time that the container may use, in CPUs
+    #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = values::cpus)]
+    cpus: u32,
+    /// Make the root file system read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Mount a tmpfs
+    #[arg(long, value_name = "DIR[:OPTIONS]", value_parser = values::tmpfs)]
+    tmpfs: Vec<Tmpfs>,
+    /// Boot this kernel, an uncompressed vmlinux
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    kernel: Option<PathBuf>,
+    /// Boot with this initfs
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    initfs: Option<PathBuf>,
+    /// Add to the kernel's command line
+    #[arg(long, value_name = "TEXT", help_heading = "Machine")]
+    cmdline_append: Vec<String>,
+    /// What runs the machine: auto, kvm, um or tcg
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = accelerator, help_heading = "Machine")]
+    accel: Accelerator,
+    /// Show what happened when, on standard error
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Machine")]
+    timings: Option<Timings>,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::HelpLong)]
+    help: Option<bool>,
+    /// The image
+    image: String,
+    /// The command and its arguments, in the place of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Timings {
+    Text,
+    Json,
+}
+
+fn accelerator(name: &str) -> Result<Accelerator, String> {
+    [
+        Accelerator::Auto,
+        Accelerator::Kvm,
+        Accelerator::Um,
+        Accelerator::Tcg,
+    ]
+    .into_iter()
+    .find(|accelerator| accelerator.name() == name)
+    .ok_or_else(|| "choose auto, kvm, um or tcg".to_owned())
+}
+
+/// Why no container was made.
+#[derive(Debug, thiserror::Error)]
+enum CreateError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+impl Run {
+    pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
+        let mut timeline = Timeline::default();
+        timeline.note_at(Event::CliStart, environment.started_ns);
+        if self.tty && self.interactive && !terminal::is_interactive() {
+            bail!("Cannot attach a terminal: standard input is none (leave -t out)");
+        }
+        let paths = &environment.paths;
+        let images = images(environment);
+        let image = images.resolve(&self.image)?.ok_or_else(|| {
+            anyhow::anyhow!(
+                "There is no image {} (vmm image ls lists all; vmm image load adds one from an archive)",
+                self.image
+            )
+        })?;
+        timeline.note(Event::ImageResolved);
+
+        let timings = self.timings;
+        let (name, has_terminal) = (self.name.clone(), self.tty);
+        let request = self.request(environment)?;
+        let containers = Containers::open(paths.root())?;
+        let create = |id, name| {
+            let identity = Identity {
+                id,
+                name,
+                created_ns: wall_clock_ns(),
+            };
+            Ok::<_, CreateError>(request.resolve(&image, identity)?)
+        };
+        let (spec, _, lock) = containers.create(name.as_deref(), create)?;
+        timeline.note(Event::ContainerPrepared);
+
+        let foreground = Foreground {
+            terminal: has_terminal,
+            signals: Foreground::take_signals().context("Cannot take signals over")?,
+        };
+        let log_level = environment.log_level.map(|level| level.to_string());
+        let attached = start(paths.root(), &spec.id, lock, log_level.as_deref())
+            .context("Cannot start the container's supervisor")?;
+        // While the machine boots there is time for what others have left.
+        containers.sweep();
+        let raw = match has_terminal {
+            true => terminal::Raw::enter().context("Cannot set the terminal up")?,
+            false => None,
+        };
+        let ending = attached.wait(&foreground);
+        drop(raw);
+        let ending = ending.context("Cannot wait for the container")?;
+        if !ending.error.is_empty() {
+            output::complain(&error_text(&ending.error));
+        }
+        if let Some(format) = timings {
+            timeline.merge(&ending.timeline);
+            output::complain(&match format {
+                Timings::Text => output::timeline_table(&timeline),
+                Timings::Json => output::timeline_json(&timeline),
+            });
+        }
+        Ok(ExitCode::from(ending.exit_code))
+    }
+
+    /// What the flags ask for.
+    fn request(self, environment: &Environment) -> Result<Request> {
+        let paths = &environment.paths;
+        let installed = "make image builds it; or name one with";
+        let kernel = boot_file(
+            self.kernel,
+            paths.default_kernel(),
+            "kernel",
+            &format!("{installed} --kernel"),
+        )?;
+        let initfs = boot_file(
+            self.initfs,
+            paths.default_initfs(),
+            "initfs",
+            &format!("{installed} --initfs"),
+        )?;
+        Ok(Request {
+            env: values::environment(&self.env, &self.env_file)?,
+            image: self.image,
+            command: self.command,
+            entrypoint: self.entrypoint,
+            workdir: self.workdir,
+            user: self.user,
+            hostname: self.hostname,
+            interactive: self.interactive,
+            terminal: self.tty,
+            auto_remove: self.rm,
+            read_only: self.read_only,
+            tmpfs: self.tmpfs,
+            memory: self.memory,
+            cpu_milli: self.cpus,
+            accelerator: self.accel,
+            kernel,
+            initfs,
+            cmdline: self.cmdline_append.join(" "),
+        })
+    }
+}
+
+/// All images that can be run: the user's, and those of the installation.
+pub(super) fn images(environment: &Environment) -> Store {
+    let paths = &environment.paths;
+    let images = Store::open(paths.root());
+    match paths.share() {
+        Some(share) => images.with_behind(Store::open_read_only(share)),
+        None => images,
+    }
+}
+
+/// The file that the user names, or the installation's.
+fn boot_file(
+    own: Option<PathBuf>,
+    installed: Option<PathBuf>,
+    what: &str,
+    hint: &str,
+) -> Result<PathBuf> {
+    let (path, hint) = match (own, installed) {
+        (Some(own), _) => (own, "give the path of a file"),
+        (None, Some(installed)) => (installed, hint),
+        (None, None) => {
+            bail!("There is no {what}: nothing is installed beside this program ({hint})")
+        }
+    };
+    let path = std::path::absolute(&path).context("Cannot tell the current directory")?;
+    let is_file = path
+        .metadata()
+        .with_context(|| format!("Cannot find the {what} {} ({hint})", path.display()))?
+        .is_file();
+    if !is_file {
+        bail!("The {what} {} is no file", path.display());
+    }
+    Ok(path)
+}

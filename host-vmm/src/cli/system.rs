@@ -1,0 +1,137 @@
+//! `vmm system`.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::{Environment, output, print, ps::Format, run::images, version::VERSION};
+use crate::{
+    container::{Containers, state::Status},
+    vm::verdicts,
+};
+
+/// Show what this program finds on this machine
+#[derive(Debug, Args)]
+pub struct System {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show where everything is, and which accelerators work
+    Info {
+        /// How to show it
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+    },
+}
+
+impl System {
+    pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
+        let Command::Info { format } = self.command;
+        let info = Info::gather(environment)?;
+        print(&match format {
+            Format::Table => info.table(),
+            Format::Json => format!("{}\n", serde_json::to_string(&info)?),
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    version: &'static str,
+    root: String,
+    run: String,
+    kernel: Option<File>,
+    initfs: Option<File>,
+    containers: usize,
+    running: usize,
+    images: usize,
+    accelerators: Vec<crate::vm::Verdict>,
+}
+
+/// A file of the installation.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct File {
+    path: String,
+    size: Option<u64>,
+}
+
+impl Info {
+    fn gather(environment: &Environment) -> Result<Self> {
+        let paths = &environment.paths;
+        let containers = Containers::open(paths.root())?;
+        containers.sweep();
+        let containers = containers.list()?;
+        let running = containers
+            .iter()
+            .filter(|found| found.state.status == Status::Running);
+        Ok(Self {
+            version: VERSION,
+            root: paths.root().display().to_string(),
+            run: paths.run().display().to_string(),
+            kernel: paths.default_kernel().as_deref().map(File::look),
+            initfs: paths.default_initfs().as_deref().map(File::look),
+            running: running.count(),
+            containers: containers.len(),
+            images: images(environment).list()?.len(),
+            accelerators: verdicts(),
+        })
+    }
+
+    fn table(&self) -> String {
+        let counted = format!("{} ({} running)", self.containers, self.running);
+        let rows = [
+            ("Version", self.version.to_owned()),
+            ("Root", self.root.clone()),
+            ("Sockets", self.run.clone()),
+            ("Kernel", File::shown(self.kernel.as_ref())),
+            ("Initfs", File::shown(self.initfs.as_ref())),
+            ("Images", self.images.to_string()),
+            ("Containers", counted),
+        ];
+        let mut text = String::new();
+        for (name, value) in rows {
+            text += &format!("{name:<12} {value}\n");
+        }
+        let rows: Vec<Vec<String>> = self
+            .accelerators
+            .iter()
+            .map(|verdict| {
+                let usable = if verdict.usable { "yes" } else { "no" };
+                vec![
+                    verdict.name.to_owned(),
+                    usable.to_owned(),
+                    verdict.reason.clone(),
+                ]
+            })
+            .collect();
+        text.push('\n');
+        text + &output::table(&["ACCELERATOR", "USABLE", "REASON"], &rows)
+    }
+}
+
+impl File {
+    fn look(path: &Path) -> Self {
+        Self {
+            path: path.display().to_string(),
+            size: path.metadata().ok().map(|metadata| metadata.len()),
+        }
+    }
+
+    fn shown(file: Option<&Self>) -> String {
+        match file {
+            None => "none installed beside this program".to_owned(),
+            Some(Self { path, size: None }) => format!("{path} (missing; make image builds it)"),
+            Some(Self {
+                path,
+                size: Some(size),
+            }) => format!("{path} ({})", output::size(*size)),
+        }
+    }
+}

@@ -1,0 +1,575 @@
+//! The containers on this host, as directories.
+//!
+//! `containers/<id>/` holds one container: `config.json` (its [`ContainerSpec`]), `state.json` (its [`State`]), `rw.ext4`
+//! (what it has written), `console.log`, and `lock`, which is held as long as anybody runs it. `containers/names/<name>`
+//! is a link to an id. Whoever creates or removes a container holds `containers/lock` for a moment.
+//!
+//! A directory whose name begins with a dot is being made or removed; with nobody holding its lock it is what a crash
+//! has left, and so is a container that should have been removed at its end: [`Containers::sweep`] removes both.
+
+use std::{
+    cmp::Reverse,
+    ffi::OsStr,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{
+    names,
+    spec::ContainerSpec,
+    state::{self, Durability, State, Status},
+};
+
+/// Version of the layout of everything below the root.
+const FORMAT: &str = "1\n";
+
+/// How long a supervisor that was told to end its container may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Random names tried before one gets a number.
+const ATTEMPTS: u32 = 16;
+
+const NEW: &str = ".new-";
+const REMOVED: &str = ".removed-";
+
+/// All containers below one root.
+#[derive(Clone, Debug)]
+pub struct Containers {
+    root: PathBuf,
+    directory: PathBuf,
+}
+
+/// One container's directory.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+/// The right to run a container, or to remove it. Whoever inherits the descriptor has it, too.
+#[derive(Debug)]
+pub struct Lock(File);
+
+/// A container as it is found on the disk.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Where.
+    pub directory: Directory,
+    /// What it is.
+    pub spec: ContainerSpec,
+    /// How it fares.
+    pub state: State,
+    /// Somebody runs it.
+    pub alive: bool,
+}
+
+/// Why the containers cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory.
+    #[error("Cannot {action} {}", .path.display())]
+    Disk {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file does not hold what we write.
+    #[error("{} is damaged; remove its directory", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// Another version wrote the directory.
+    #[error(
+        "{} was written by another version of this program (format {found}, this one reads 1); use that version, or another --root",
+        .path.display()
+    )]
+    Format {
+        /// The root.
+        path: PathBuf,
+        /// Its format.
+        found: String,
+    },
+    /// A name that is none.
+    #[error(
+        "{0:?} cannot be a container's name: it takes letters, digits and any of _.- after the first, 2 to 128 of them"
+    )]
+    BadName(String),
+    /// The name is taken.
+    #[error(
+        "The name {name} is in use by container {id}; remove that one first (vmm rm {name}), or choose another name"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// There is no such container.
+    #[error("There is no container {0} (vmm ps -a lists all)")]
+    NotFound(String),
+    /// The start of an ID fits several.
+    #[error("{0} is the start of several container IDs; give more of it")]
+    Ambiguous(String),
+    /// A container that runs is not removed.
+    #[error("Container {0} is running; end it first, or force its removal with -f")]
+    Running(String),
+}
+
+impl StoreError {
+    /// Makes an error of a system call on `path` one of ours.
+    pub(super) fn disk(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Disk {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+impl Containers {
+    /// The containers below `root`. Nothing is created yet.
+    ///
+    /// # Errors
+    /// Another version wrote there.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let format = root.join("format");
+        match fs::read_to_string(&format) {
+            Ok(found) if found == FORMAT => {}
+            Ok(found) => {
+                return Err(StoreError::Format {
+                    path: root.to_owned(),
+                    found: found.trim().chars().take(20).collect(),
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(StoreError::disk("read", &format)(source)),
+        }
+        Ok(Self {
+            root: root.to_owned(),
+            directory: root.join("containers"),
+        })
+    }
+
+    /// Creates a container. `build` is told its id and its name, which is `name` or a random one. The lock is that of the
+    /// new container.
+    ///
+    /// # Errors
+    /// The name is bad or taken, the disk refuses, or `build` does. Nothing is left then.
+    pub fn create<E: From<StoreError>>(
+        &self,
+        name: Option<&str>,
+        build: impl FnOnce(String, String) -> Result<ContainerSpec, E>,
+    ) -> Result<(ContainerSpec, Directory, Lock), E> {
+        if let Some(name) = name {
+            names::check(name)?;
+        }
+        self.prepare()?;
+        let id = random_id().map_err(StoreError::disk("make an ID for", &self.directory))?;
+        let guard = self.lock()?;
+        let name = self.free_name(name)?;
+        let spec = build(id.clone(), name.clone())?;
+        let temporary = Directory {
+            path: self.directory.join(format!("{NEW}{id}")),
+        };
+        let lock = temporary.fill(&spec).inspect_err(|_| temporary.delete())?;
+        let directory = Directory {
+            path: self.directory.join(&id),
+        };
+        let publish = || {
+            fs::rename(&temporary.path, &directory.path)?;
+            std::os::unix::fs::symlink(&id, self.link(&name))
+        };
+        publish()
+            .map_err(StoreError::disk("create", &directory.path))
+            .inspect_err(|_| {
+                temporary.delete();
+                directory.delete();
+            })?;
+        drop(guard);
+        Ok((spec, directory, lock))
+    }
+
+    /// The container that `reference` means: a name, an id, or the start of one.
+    ///
+    /// # Errors
+    /// There is none, several fit, or it cannot be read.
+    pub fn find(&self, reference: &str) -> Result<Found, StoreError> {
+        let not_found = || StoreError::NotFound(reference.to_owned());
+        let id = match self.owner_of(reference) {
+            Some(id) => id,
+            None => {
+                let mut ids = self.ids()?;
+                ids.retain(|id| !reference.is_empty() && id.starts_with(reference));
+                match ids.len() {
+                    0 | 1 => ids.pop().ok_or_else(not_found)?,
+                    _ => return Err(StoreError::Ambiguous(reference.to_owned())),
+                }
+            }
+        };
+        self.read(&id)?.ok_or_else(not_found)
+    }
+
+    /// All containers, the newest first.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn list(&self) -> Result<Vec<Found>, StoreError> {
+        let mut found = Vec::new();
+        for id in self.ids()? {
+            found.extend(self.read(&id)?);
+        }
+        found.sort_by_key(|found| Reverse(found.spec.created_ns));
+        Ok(found)
+    }
+
+    /// Takes a container's name away and hides its directory, at once. What is left to do is
+    /// [`Directory::delete`] on what this gives. The caller has the container's lock.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn hide(&self, spec: &ContainerSpec) -> Result<Directory, StoreError> {
+        let _guard = self.lock()?;
+        self.hide_locked(spec)
+    }
+
+    fn hide_locked(&self, spec: &ContainerSpec) -> Result<Directory, StoreError> {
+        let hidden = Directory {
+            path: self.directory.join(format!("{REMOVED}{}", spec.id)),
+        };
+        let path = self.directory.join(&spec.id);
+        fs::rename(&path, &hidden.path).map_err(StoreError::disk("remove", &path))?;
+        if fs::read_link(self.link(&spec.name)).is_ok_and(|owner| owner == Path::new(&spec.id)) {
+            // At worst a link that leads nowhere stays, and counts as free.
+            let _ = fs::remove_file(self.link(&spec.name));
+        }
+        Ok(hidden)
+    }
+
+    /// Removes what crashes have left. Whatever goes wrong is left for the next time.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        // Whoever makes a container holds this until the container has its own lock.
+        let Ok(_guard) = self.lock() else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let directory = Directory { path: entry.path() };
+            let is_ours = name.to_str().is_some_and(|name| {
+                [NEW, REMOVED].iter().any(|prefix| name.starts_with(prefix)) || is_id(name)
+            });
+            if !is_ours || directory.is_kept() {
+                continue;
+            }
+            let Ok(Some(_lock)) = directory.lock() else {
+                continue;
+            };
+            match state::read::<ContainerSpec>(&directory.config()) {
+                Ok(Some(spec)) if name == OsStr::new(&spec.id) => {
+                    if let Ok(hidden) = self.hide_locked(&spec) {
+                        hidden.delete();
+                    }
+                }
+                _ => directory.delete(),
+            }
+        }
+    }
+
+    fn read(&self, id: &str) -> Result<Option<Found>, StoreError> {
+        let directory = Directory {
+            path: self.directory.join(id),
+        };
+        let alive = directory.is_locked();
+        let Some(spec) = state::read(&directory.config())? else {
+            return Ok(None);
+        };
+        let mut state: State = state::read(&directory.state())?.unwrap_or_default();
+        if !alive && state.status == Status::Running {
+            // Its supervisor had no time to say so.
+            state.status = Status::Exited;
+            state.exit_code = Some(137);
+            state
+                .error
+                .get_or_insert("its supervisor was killed".into());
+        }
+        Ok(Some(Found {
+            directory,
+            spec,
+            state,
+            alive,
+        }))
+    }
+
+    /// Makes the directories and says which version did.
+    fn prepare(&self) -> Result<(), StoreError> {
+        let names = self.directory.join("names");
+        if names.is_dir() {
+            return Ok(());
+        }
+        // A container's files are its owner's alone.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.root)
+            .map_err(StoreError::disk("create", &self.root))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&names)
+            .map_err(StoreError::disk("create", &names))?;
+        let format = self.root.join("format");
+        imagebuilder::atomic::write(&format, FORMAT.as_bytes())
+            .map_err(StoreError::disk("write", &format))
+    }
+
+    fn lock(&self) -> Result<File, StoreError> {
+        let path = self.directory.join("lock");
+        let lock = || {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)?;
+            // Nobody holds it while waiting for anything else.
+            flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        lock().map_err(StoreError::disk("lock", &path))
+    }
+
+    fn free_name(&self, name: Option<&str>) -> Result<String, StoreError> {
+        if let Some(name) = name {
+            return match self.owner_of(name) {
+                Some(id) => Err(StoreError::NameTaken {
+                    name: name.to_owned(),
+                    id: super::spec::short_id(&id).to_owned(),
+                }),
+                None => self.clear(name.to_owned()),
+            };
+        }
+        let random = || names::random().map_err(StoreError::disk("name", &self.directory));
+        for _ in 0..ATTEMPTS {
+            let name = random()?;
+            if self.owner_of(&name).is_none() {
+                return self.clear(name);
+            }
+        }
+        for number in 1_u32.. {
+            let name = format!("{}{number}", random()?);
+            if self.owner_of(&name).is_none() {
+                return self.clear(name);
+            }
+        }
+        Err(StoreError::NotFound("name".into()))
+    }
+
+    /// Removes a link that leads nowhere.
+    fn clear(&self, name: String) -> Result<String, StoreError> {
+        let link = self.link(&name);
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::disk("remove", &link)(error))
+            }
+            _ => Ok(name),
+        }
+    }
+
+    /// The container with this name.
+    fn owner_of(&self, name: &str) -> Option<String> {
+        if names::check(name).is_err() {
+            return None;
+        }
+        let id = fs::read_link(self.link(name)).ok()?.into_os_string();
+        let id = id.into_string().ok().filter(|id| is_id(id))?;
+        self.directory.join(&id).is_dir().then_some(id)
+    }
+
+    fn link(&self, name: &str) -> PathBuf {
+        self.directory.join("names").join(name)
+    }
+
+    fn ids(&self) -> Result<Vec<String>, StoreError> {
+        let failed = || StoreError::disk("list", &self.directory);
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(failed()(source)),
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed())?.file_name();
+            ids.extend(name.into_string().ok().filter(|name| is_id(name)));
+        }
+        Ok(ids)
+    }
+}
+
+impl Directory {
+    /// The directory of an existing container.
+    #[must_use]
+    pub fn at(containers: &Path, id: &str) -> Self {
+        Self {
+            path: containers.join(id),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The [`ContainerSpec`].
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.json")
+    }
+
+    /// The [`State`].
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+
+    /// What the container has written.
+    #[must_use]
+    pub fn writable_layer(&self) -> PathBuf {
+        self.path.join("rw.ext4")
+    }
+
+    /// What the guest's kernel has said.
+    #[must_use]
+    pub fn console_log(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// Removes all of it, as far as that is possible: the rest is swept up later.
+    pub fn delete(&self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+
+    /// Takes the lock, unless somebody has it.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn lock(&self) -> Result<Option<Lock>, StoreError> {
+        let path = self.path.join("lock");
+        let lock = || {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => Ok(Some(Lock(file))),
+                Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+                Err(errno) => Err(errno.into()),
+            }
+        };
+        lock().map_err(StoreError::disk("lock", &path))
+    }
+
+    /// Takes the lock as soon as nobody has it any more.
+    ///
+    /// # Errors
+    /// `TimedOut` if somebody keeps it.
+    pub fn wait_for_lock(&self) -> Result<Lock, StoreError> {
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
+        loop {
+            if let Some(lock) = self.lock()? {
+                return Ok(lock);
+            }
+            if Instant::now() > deadline {
+                return Err(StoreError::disk("lock", &self.path)(
+                    io::ErrorKind::TimedOut.into(),
+                ));
+            }
+            // A lock cannot be waited for with a deadline.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether somebody has the lock.
+    fn is_locked(&self) -> bool {
+        let Ok(file) = File::open(self.path.join("lock")) else {
+            return false;
+        };
+        flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+    }
+
+    /// Whether it is a container that stays after its end.
+    fn is_kept(&self) -> bool {
+        let hidden = self
+            .path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        !hidden
+            && state::read::<ContainerSpec>(&self.config())
+                .is_ok_and(|spec| spec.is_some_and(|spec| !spec.auto_remove))
+    }
+
+    fn fill(&self, spec: &ContainerSpec) -> Result<Lock, StoreError> {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(StoreError::disk("create", &self.path))?;
+        let lock = self.lock()?.ok_or_else(|| {
+            StoreError::disk("lock", &self.path)(io::ErrorKind::WouldBlock.into())
+        })?;
+        state::write(&self.config(), spec, durability(spec))?;
+        Ok(lock)
+    }
+}
+
+impl std::os::fd::AsFd for Lock {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<std::os::fd::OwnedFd> for Lock {
+    /// A lock that was inherited.
+    fn from(fd: std::os::fd::OwnedFd) -> Self {
+        Self(fd.into())
+    }
+}
+
+/// What becomes of a container's files in a power cut.
+#[must_use]
+pub fn durability(spec: &ContainerSpec) -> Durability {
+    match spec.auto_remove {
+        true => Durability::Fleeting,
+        false => Durability::Synced,
+    }
+}
+
+fn is_id(name: &str) -> bool {
+    name.len() == 64
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn random_id() -> io::Result<String> {
+    let mut bytes = [0; 32];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,117 @@
+//! Where everything is.
+
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+};
+
+/// The places this program reads and writes.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    root: PathBuf,
+    run: PathBuf,
+    share: Option<PathBuf>,
+}
+
+/// There is no place for the program's data.
+#[derive(Debug, thiserror::Error)]
+pub enum NoPlace {
+    /// Neither of the variables is set.
+    #[error(
+        "Cannot tell where to keep containers and images; set HOME, or name a directory with --root"
+    )]
+    NoHome,
+    /// The directory's name is not absolute, and there is no current directory to begin with.
+    #[error("Cannot tell where {} is", .path.display())]
+    Relative {
+        /// As it was given.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Paths {
+    /// By the `--root` option, if there is one, and the environment.
+    ///
+    /// # Errors
+    /// [`NoPlace`].
+    pub fn find(root: Option<&Path>) -> Result<Self, NoPlace> {
+        let is_root = rustix::process::geteuid().is_root();
+        let user = |variable, below: &str| directory(variable).map(|base| base.join(below));
+        let given = root.map(Path::to_owned).or_else(|| directory("VMM_ROOT"));
+        let (root, run) = match given {
+            Some(root) => {
+                let root = std::path::absolute(&root)
+                    .map_err(|source| NoPlace::Relative { path: root, source })?;
+                let run = root.join("run");
+                (root, run)
+            }
+            None if is_root => (PathBuf::from("/var/lib/vmm"), PathBuf::from("/run/vmm")),
+            None => {
+                let root = user("XDG_DATA_HOME", "vmm")
+                    .or_else(|| user("HOME", ".local/share/vmm"))
+                    .ok_or(NoPlace::NoHome)?;
+                let run = user("XDG_RUNTIME_DIR", "vmm").unwrap_or_else(|| root.join("run"));
+                (root, run)
+            }
+        };
+        Ok(Self {
+            root,
+            run,
+            share: share(),
+        })
+    }
+
+    /// The directory of images and containers.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of containers.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// The directory of sockets.
+    #[must_use]
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// What came with the installation: kernels, initfs and images. `None` if this program lies about alone.
+    #[must_use]
+    pub fn share(&self) -> Option<&Path> {
+        self.share.as_deref()
+    }
+
+    /// The default kernel of the installation.
+    #[must_use]
+    pub fn default_kernel(&self) -> Option<PathBuf> {
+        self.share()
+            .map(|share| share.join("kernels/default/vmlinux"))
+    }
+
+    /// The initfs of the installation.
+    #[must_use]
+    pub fn default_initfs(&self) -> Option<PathBuf> {
+        self.share().map(|share| share.join("initfs.cpio"))
+    }
+}
+
+/// An environment variable that names a directory. An empty or relative one counts as unset, as the XDG base directory
+/// specification has it.
+fn directory(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute() || variable == "VMM_ROOT" && !path.as_os_str().is_empty())
+}
+
+/// `share/vmm` beside the `bin` that this program is in.
+fn share() -> Option<PathBuf> {
+    let program = env::current_exe().ok()?;
+    let share = program.parent()?.parent()?.join("share/vmm");
+    share.is_dir().then_some(share)
+}

@@ -1,0 +1,137 @@
+//! QEMU's command line.
+
+use std::{ffi::OsString, os::fd::RawFd, path::Path};
+
+use super::escaped;
+use crate::vm::Disk;
+
+/// What the arguments say.
+pub struct Machine<'a> {
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// The file that is the guest's memory.
+    pub memory_fd: RawFd,
+    /// `vmlinux`.
+    pub kernel: &'a Path,
+    /// The initfs.
+    pub initfs: &'a Path,
+    /// Kernel command line beyond what this machine needs.
+    pub cmdline: &'a str,
+    /// Disks in the guest's order.
+    pub disks: &'a [Disk],
+    /// The front end's end of the socket to our vsock device.
+    pub vsock_fd: RawFd,
+    /// Takes what the guest prints on its serial port.
+    pub console_fd: RawFd,
+}
+
+/// What a kernel needs on this machine:
+///
+/// - the serial port shows warnings and a panic, and nothing else (each byte costs an exit);
+/// - a panic, and a restart, end the VM: there is neither ACPI nor a keyboard controller to ask for one;
+/// - delays are not calibrated and the timer is not checked: emulated clocks are exact (measured in
+///   `docs/boot-time.md`);
+/// - the emulated CPU has no speculation to be mitigated.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t lpj=1000000 nolapic_timer tsc=reliable no_timer_check \
+                       mitigations=off";
+
+impl Machine<'_> {
+    /// The arguments.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        add(
+            "-machine",
+            "microvm,x-option-roms=off,acpi=off,memory-backend=memory".into(),
+        );
+        add("-accel", "tcg".into());
+        // String instructions are emulated byte by byte where the CPU says that they are fast.
+        add("-cpu", "max,-erms,-fsrm".into());
+        add("-smp", self.cpus.to_string().into());
+        add("-m", format!("{}k", self.memory_bytes >> 10).into());
+        add("-object", self.memory().into());
+        // Virtio 1.0, which our device speaks.
+        add("-global", "virtio-mmio.force-legacy=off".into());
+        add("-kernel", self.kernel.into());
+        add("-initrd", self.initfs.into());
+        add(
+            "-append",
+            format!("{CMDLINE} {}", self.cmdline).trim_end().into(),
+        );
+        for (index, disk) in self.disks.iter().enumerate() {
+            add("-blockdev", drive(index, disk));
+            add(
+                "-device",
+                format!("virtio-blk-device,drive=disk{index}").into(),
+            );
+        }
+        add(
+            "-chardev",
+            format!("socket,id=vsock,fd={}", self.vsock_fd).into(),
+        );
+        add("-device", "vhost-user-vsock-device,chardev=vsock".into());
+        add("-add-fd", format!("fd={},set=1", self.console_fd).into());
+        add(
+            "-chardev",
+            "file,id=console,path=/dev/fdset/1,append=on".into(),
+        );
+        add("-serial", "chardev:console".into());
+        add(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+        );
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            arguments.push(flag.into());
+        }
+        arguments.extend(["-display".into(), "none".into()]);
+        arguments
+    }
+
+    fn memory(&self) -> String {
+        let (size, fd) = (self.memory_bytes, self.memory_fd);
+        format!("memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{fd},share=on")
+    }
+}
+
+/// A raw file as a block device's other side.
+fn drive(index: usize, disk: &Disk) -> OsString {
+    let mut drive = OsString::from(format!(
+        "driver=raw,node-name=disk{index},read-only={},discard=unmap,cache.no-flush={},file.driver=file,\
+         file.locking=off,file.filename=",
+        switch(disk.read_only),
+        switch(disk.ephemeral),
+    ));
+    drive.push(escaped(&disk.path));
+    drive
+}
+
+fn switch(on: bool) -> &'static str {
+    match on {
+        true => "on",
+        false => "off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_comma_in_a_path_stays_in_the_path() {
+        let disk = Disk {
+            path: PathBuf::from("/a,readonly=off/b"),
+            read_only: true,
+            ephemeral: false,
+        };
+        let drive = drive(0, &disk);
+        assert!(
+            drive
+                .to_string_lossy()
+                .ends_with("file.filename=/a,,readonly=off/b")
+        );
+    }
+}
