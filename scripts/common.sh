@@ -1,0 +1,44 @@
+# What the scripts beside this file share. Sourced by them, from anywhere.
+# shellcheck shell=bash disable=SC2034
+
+readonly MUSL_TARGET=x86_64-unknown-linux-musl
+# The oldest Rust that compiles this project: rust-version in Cargo.toml.
+readonly RUST_AT_LEAST=1.95
+# Debian 12 has a current Rust beside its old one: packages rustc-web and cargo-web, which live in /usr/bin.
+readonly DEBIAN_RUSTC=/usr/bin/rustc
+readonly DEBIAN_CARGO=/usr/bin/cargo
+readonly DEBIAN_RUST_SOURCE=/usr/lib/rustlib/src/rust/library
+readonly DEBIAN_LIBUNWIND=/usr/lib/llvm-14/lib/libunwind.a
+readonly DEBIAN_MUSL=/usr/lib/x86_64-linux-musl
+
+# Tools of the system live in sbin too, which is not on everybody's PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
+# What outlives a clone: built kernels, and what setup has found out.
+cache_dir() {
+    printf '%s\n' "${VMM_CACHE:-${XDG_CACHE_HOME:-${HOME:?has to be set, or VMM_CACHE}/.cache}/vmm}"
+}
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$1" >&2
+    exit 1
+}
+
+has() {
+    command -v "$1" >/dev/null
+}
+
+# Whether $1, a rustc or cargo, runs and is recent enough.
+is_recent_rust() {
+    local version minor
+    version=$("$1" --version 2>/dev/null) || return 1
+    version=${version#* }
+    minor=${version#*.}
+    ((${version%%.*} > ${RUST_AT_LEAST%%.*} || ${minor%%.*} >= ${RUST_AT_LEAST#*.}))
+}
+
+# Whether the active rustc brings a standard library for static programs.
+has_musl_target() {
+    local sysroot
+    sysroot=$(rustc --print sysroot 2>/dev/null) && [[ -d $sysroot/lib/rustlib/$MUSL_TARGET/lib ]]
+}
