@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod ext4;
 pub mod initfs;
+pub mod kernel;
 pub mod oci;
 pub mod progress;
 pub mod recipe;

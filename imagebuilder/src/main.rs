@@ -1,6 +1,7 @@
 //! The `imagebuilder` command: makes what a VM boots.
 
 use std::io::Write;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use imagebuilder::progress::Progress;
 use imagebuilder::store::Store;
-use imagebuilder::{initfs, recipe};
+use imagebuilder::{initfs, kernel, recipe};
 
 /// Makes what a VM boots
 #[derive(Debug, Parser)]
@@ -31,6 +32,35 @@ enum Command {
         /// The archive to write
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+    },
+    /// Build a kernel, or take it from the cache
+    Kernel {
+        /// The directory of fragments and variants
+        #[arg(long, value_name = "DIR")]
+        config_dir: PathBuf,
+        /// The variant
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        variant: String,
+        /// The directory of sources, object files and built kernels, which working trees share
+        #[arg(long, value_name = "DIR")]
+        cache: PathBuf,
+        /// The vmlinux to write; its configuration is written beside it, as config
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// The tarball of Linux's source, instead of the one that the distribution's package has
+        #[arg(long, value_name = "TARBALL")]
+        source: Option<PathBuf>,
+        /// What to append to the kernel's release
+        #[arg(
+            long,
+            value_name = "SUFFIX",
+            default_value = "",
+            allow_hyphen_values = true
+        )]
+        local_version: String,
+        /// How many compilers to run at once [default: one for each CPU]
+        #[arg(long, value_name = "N")]
+        jobs: Option<NonZero<usize>>,
     },
     /// Make an OCI image by a recipe
     Recipe {
@@ -72,6 +102,26 @@ fn execute(Arguments { quiet, command }: Arguments) -> Result<()> {
     let progress = Progress::to_stderr(quiet);
     match command {
         Command::Initfs { vminitd, out } => initfs::build(&vminitd, &out)?,
+        Command::Kernel {
+            config_dir,
+            variant,
+            cache,
+            out,
+            source,
+            local_version,
+            jobs,
+        } => {
+            let request = kernel::Request {
+                config_directory: config_dir,
+                variant,
+                source,
+                local_version,
+                jobs: jobs.map_or_else(std::thread::available_parallelism, Ok)?,
+                cache,
+                out,
+            };
+            kernel::build(&request, &progress)?;
+        }
         Command::Recipe { recipe, out } => {
             let layout = recipe::build(&recipe, &out)?;
             println!("{}", layout.digest);

@@ -1,0 +1,137 @@
+//! Why there is no kernel.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why there is no kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A variant cannot be called that.
+    #[error("{name:?} cannot be the name of a variant: letters, digits, - and _ make one")]
+    Name {
+        /// What it is called.
+        name: String,
+    },
+    /// A local version cannot be part of a kernel's release.
+    #[error(
+        "{suffix:?} cannot be a local version: at most {max} letters, digits, -, _, + and . make one"
+    )]
+    LocalVersion {
+        /// What was asked for.
+        suffix: String,
+        /// Bytes at most.
+        max: usize,
+    },
+    /// A line of a variant or fragment means nothing.
+    #[error("{}, line {line}: {reason}", .path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("Cannot read {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file or directory cannot be written.
+    #[error("Cannot write {}", .path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nobody has the source.
+    #[error(
+        "The source of Linux {series} is missing: there is no {}. Install the package linux-source-{series} (make setup \
+         does), or name a tarball by --source (KERNEL_SOURCE= for make)", .path.display()
+    )]
+    NoSource {
+        /// Which Linux.
+        series: String,
+        /// Where the distribution's package has it.
+        path: PathBuf,
+    },
+    /// What was downloaded is not what the variant names.
+    #[error("{url} has the SHA-256 {found}, not {expected}: it was removed")]
+    Damaged {
+        /// From where.
+        url: String,
+        /// What the variant says.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
+    /// A tarball holds another Linux than the variant wants.
+    #[error(
+        "{} holds Linux {found}, and the variant is for {series}: name another tarball, or change the variant's series",
+        .tarball.display()
+    )]
+    Series {
+        /// The tarball.
+        tarball: PathBuf,
+        /// What the variant wants.
+        series: String,
+        /// What the tarball is.
+        found: String,
+    },
+    /// What a build needs is not installed.
+    #[error(
+        "Building a kernel needs {}: make setup installs it, or apt-get install {}",
+        .missing.join(", "), .packages.join(" ")
+    )]
+    Tools {
+        /// The tools and headers.
+        missing: Vec<&'static str>,
+        /// The packages of Debian that have them.
+        packages: Vec<&'static str>,
+    },
+    /// A program cannot be started or followed.
+    #[error("Cannot run {program}")]
+    Run {
+        /// The program.
+        program: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("{what} failed. The end of {}:\n{tail}", .log.display())]
+    Failed {
+        /// What was being done.
+        what: String,
+        /// The file with all of its output.
+        log: PathBuf,
+        /// The last lines of it.
+        tail: String,
+    },
+    /// Kconfig does not give what the fragments ask for.
+    #[error(
+        "The kernel {variant} would not be what its fragments ask for:\n  {}\nEach lacks something it depends on, or \
+         something else selects it", .lost.join("\n  ")
+    )]
+    Lost {
+        /// Which kernel.
+        variant: String,
+        /// The options, a line each.
+        lost: Vec<String>,
+    },
+}
+
+impl Error {
+    pub(super) fn read(path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        Self::Read { path, source }
+    }
+
+    pub(super) fn write(path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        Self::Write { path, source }
+    }
+}

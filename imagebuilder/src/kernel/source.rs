@@ -1,0 +1,285 @@
+//! The source of a kernel: where its tarball is, what identifies it, and where it is unpacked.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{Error, Variant, child, download, hex, lock};
+use crate::atomic;
+use crate::progress::Progress;
+
+/// Where the packages of Debian and its descendants put the source of a series.
+const DISTRIBUTION: &str = "/usr/src";
+
+/// A tarball with the source of Linux.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    tarball: PathBuf,
+    /// The SHA-256 of the tarball, in hexadecimal digits.
+    pub(super) sha256: String,
+}
+
+impl Source {
+    /// Finds the source of `variant`: the tarball that the user named, else the one of the distribution's package,
+    /// else the release that the variant names, downloaded. This is the one place that knows where sources come from.
+    pub(super) fn find(
+        named: Option<&Path>,
+        variant: &Variant,
+        cache: &Path,
+        progress: &Progress,
+    ) -> Result<Self, Error> {
+        let series = &variant.series;
+        let packaged = Path::new(DISTRIBUTION).join(format!("linux-source-{series}.tar.xz"));
+        let tarball = match (named, &variant.release) {
+            (Some(tarball), _) => tarball.to_path_buf(),
+            (None, _) if packaged.exists() => packaged,
+            (None, Some(release)) => download::release(release, &cache.join("download"), progress)?,
+            (None, None) => {
+                return Err(Error::NoSource {
+                    series: series.clone(),
+                    path: packaged,
+                });
+            }
+        };
+        let sha256 = identify(&tarball, &cache.join("identity"), progress)?;
+        Ok(Self { tarball, sha256 })
+    }
+
+    /// Unpacks the source below `cache`, unless that is done, and gives the directory.
+    pub(super) fn unpack(
+        &self,
+        series: &str,
+        cache: &Path,
+        progress: &Progress,
+    ) -> Result<PathBuf, Error> {
+        let sources = cache.join("source");
+        let directory = sources.join(&self.sha256[..16]);
+        if !directory.exists() {
+            let lock = lock::lock(&sources, progress)?;
+            // Somebody may have done it while we waited.
+            if !directory.exists() {
+                let step = format!("Unpacking {}, once", self.tarball.display());
+                let step = progress.step(step);
+                self.unpack_to(&directory, &sources, &lock)?;
+                step.finish();
+            }
+        }
+        let found = series_of(&directory)?;
+        if found != series {
+            return Err(Error::Series {
+                tarball: self.tarball.clone(),
+                series: series.to_owned(),
+                found,
+            });
+        }
+        Ok(directory)
+    }
+
+    /// Unpacks to `directory`, which appears whole or not at all. The lock on `sources` is held.
+    fn unpack_to(&self, directory: &Path, sources: &Path, lock: &File) -> Result<(), Error> {
+        let failed = |source| Error::write(sources, source);
+        let beside = sources.join("unpacking");
+        // An unpacking that was killed has left it.
+        remove(&beside).map_err(failed)?;
+        std::fs::create_dir(&beside).map_err(failed)?;
+        let mut tar = child::command("tar");
+        // The archive has one directory, named after the version, with everything in it.
+        tar.args(["--extract", "--no-same-owner", "--strip-components=1"]);
+        tar.arg("--file").arg(&self.tarball);
+        tar.arg("--directory").arg(&beside);
+        let what = format!("Unpacking {}", self.tarball.display());
+        let log = sources.join("unpack.log");
+        remove(&log).map_err(failed)?;
+        child::run("tar", tar, &what, &log, lock, |_| ())?;
+        std::fs::rename(&beside, directory).map_err(failed)
+    }
+}
+
+/// The SHA-256 of `tarball`. It takes a second to compute, so `memo` remembers it of a file of this path, inode, size
+/// and time of change.
+fn identify(tarball: &Path, memo: &Path, progress: &Progress) -> Result<String, Error> {
+    let failed = |source| Error::read(tarball, source);
+    let path = std::fs::canonicalize(tarball).map_err(failed)?;
+    let mut file = File::open(&path).map_err(failed)?;
+    let state = state(&path, &file.metadata().map_err(failed)?);
+    let memo = memo.join(&hex(&Sha256::digest(&state))[..16]);
+    if let Ok(text) = std::fs::read(&memo)
+        && let Some(sha256) = text.strip_prefix(state.as_slice())
+        && sha256.len() == 64
+        && let Ok(sha256) = String::from_utf8(sha256.to_vec())
+    {
+        return Ok(sha256);
+    }
+    let step = progress.step(format!(
+        "Reading {}, to tell it from others",
+        path.display()
+    ));
+    let sha256 = hash(&mut file).map_err(failed)?;
+    step.finish();
+    let text = [state.as_slice(), sha256.as_bytes()].concat();
+    std::fs::create_dir_all(memo.parent().unwrap_or(&memo))
+        .and_then(|()| atomic::write(&memo, &text))
+        .map_err(|source| Error::write(&memo, source))?;
+    Ok(sha256)
+}
+
+/// The SHA-256 of what is left of `file`, in hexadecimal digits.
+pub(super) fn hash(file: &mut File) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            length => hash.update(&buffer[..length]),
+        }
+    }
+}
+
+/// What changes when a file does.
+fn state(path: &Path, metadata: &Metadata) -> Vec<u8> {
+    let numbers = [
+        metadata.dev(),
+        metadata.ino(),
+        metadata.size(),
+        metadata.ctime().cast_unsigned(),
+        metadata.ctime_nsec().cast_unsigned(),
+    ];
+    let mut state = path.as_os_str().as_encoded_bytes().to_vec();
+    for number in numbers {
+        state.extend(format!(" {number}").bytes());
+    }
+    state.push(b'\n');
+    state
+}
+
+/// The first two numbers of the version, by the `Makefile` in `directory`.
+fn series_of(directory: &Path) -> Result<String, Error> {
+    let path = directory.join("Makefile");
+    let text = std::fs::read_to_string(&path).map_err(|source| Error::read(&path, source))?;
+    let number = |name: &str| {
+        let mut lines = text
+            .lines()
+            .take(20)
+            .filter_map(|line| line.split_once('='));
+        let (_, value) = lines.find(|(left, _)| left.trim() == name)?;
+        Some(value.trim())
+    };
+    let [version, patch_level] = ["VERSION", "PATCHLEVEL"].map(|name| number(name).unwrap_or("?"));
+    Ok(format!("{version}.{patch_level}"))
+}
+
+/// Removes a file or directory that need not exist.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{Arch, Options};
+    use crate::testing::{Folder, Layer};
+
+    const MAKEFILE: &[u8] = b"# SPDX\nVERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 1\n";
+
+    fn tarball(folder: &Folder, makefile: &[u8]) -> PathBuf {
+        let path = folder.path().join("linux.tar");
+        let layer = Layer::new()
+            .directory("linux-6.12", 0o755)
+            .file("linux-6.12/Makefile", makefile);
+        std::fs::write(&path, layer.bytes()).unwrap();
+        path
+    }
+
+    fn variant(series: &str) -> Variant {
+        Variant {
+            name: "it".into(),
+            series: series.into(),
+            release: None,
+            arch: Arch::X86_64,
+            options: Options::default(),
+        }
+    }
+
+    fn find(folder: &Folder, tarball: &Path) -> Result<Source, Error> {
+        let (cache, progress) = (folder.path(), Progress::silent());
+        Source::find(Some(tarball), &variant("6.12"), cache, &progress)
+    }
+
+    #[test]
+    fn a_tarball_is_unpacked_once_and_leaves_nothing_beside() {
+        let folder = Folder::new("kernel-source");
+        let tarball = tarball(&folder, MAKEFILE);
+        let source = find(&folder, &tarball).unwrap();
+        let unpack = || source.unpack("6.12", folder.path(), &Progress::silent());
+        // What a killed one has left is in nobody's way.
+        std::fs::create_dir_all(folder.path().join("source/unpacking/old")).unwrap();
+        let directory = unpack().unwrap();
+        assert_eq!(std::fs::read(directory.join("Makefile")).unwrap(), MAKEFILE);
+        std::fs::write(directory.join("mark"), "").unwrap();
+        assert_eq!(unpack().unwrap(), directory);
+        assert!(directory.join("mark").exists());
+        assert!(!folder.path().join("source/unpacking").exists());
+    }
+
+    #[test]
+    fn another_series_is_refused() {
+        let folder = Folder::new("kernel-series");
+        let tarball = tarball(&folder, b"VERSION = 7\nPATCHLEVEL = 2\n");
+        let source = find(&folder, &tarball).unwrap();
+        let error = source.unpack("6.12", folder.path(), &Progress::silent());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("holds Linux 7.2"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_archive_is_an_error_with_the_words_of_tar() {
+        let folder = Folder::new("kernel-no-archive");
+        let path = folder.path().join("linux.tar");
+        std::fs::write(&path, "no archive").unwrap();
+        let source = find(&folder, &path).unwrap();
+        let error = source.unpack("6.12", folder.path(), &Progress::silent());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("tar:"), "{error}");
+        assert!(
+            !folder
+                .path()
+                .join("source")
+                .join(&source.sha256[..16])
+                .exists()
+        );
+    }
+
+    #[test]
+    fn the_identity_follows_the_content() {
+        let folder = Folder::new("kernel-identity");
+        let path = tarball(&folder, MAKEFILE);
+        let first = find(&folder, &path).unwrap().sha256;
+        assert_eq!(first, hex(&Sha256::digest(std::fs::read(&path).unwrap())));
+        assert_eq!(find(&folder, &path).unwrap().sha256, first);
+        tarball(&folder, b"VERSION = 6\nPATCHLEVEL = 13\nSUBLEVEL = 1\n");
+        assert_ne!(find(&folder, &path).unwrap().sha256, first);
+    }
+
+    #[test]
+    fn a_source_that_is_nowhere_is_an_error_that_says_what_to_do() {
+        let folder = Folder::new("kernel-no-source");
+        let error = Source::find(None, &variant("1.0"), folder.path(), &Progress::silent());
+        let error = error.unwrap_err().to_string();
+        for word in ["linux-source-1.0", "make setup", "--source"] {
+            assert!(error.contains(word), "{error:?} should say {word:?}");
+        }
+        let error = find(&folder, Path::new("/nonexistent.tar")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent.tar"));
+    }
+}
