@@ -26,7 +26,7 @@ pub fn vmm() -> PathBuf {
 /// If it was not built.
 #[must_use]
 pub fn initfs() -> PathBuf {
-    artifact("share/vmm/initfs", "make image")
+    artifact("share/vmm/initfs.cpio", "make image")
 }
 
 /// A kernel that differs from the default one in its `LOCALVERSION`, which is `-second`.

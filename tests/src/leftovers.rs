@@ -84,8 +84,8 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Lines about everything that runs, is mounted or waits for connections below `root`, and every file in `folders`,
-/// which are below it.
+/// Lines about everything that runs, is mounted or waits for connections below `root`, and about every file and
+/// container in `folders`, which are below it. Lock files stay where they are.
 pub fn all(root: &Path, folders: &[&str]) -> Vec<String> {
     let mut found: Vec<String> = processes(root).iter().map(Process::to_string).collect();
     for (what, table) in [
@@ -105,11 +105,26 @@ pub fn all(root: &Path, folders: &[&str]) -> Vec<String> {
 
 fn files(folder: &Path, found: &mut Vec<String>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => files(&entry.path(), found),
-            _ => found.push(format!("file: {}", entry.path().display())),
+        let name = entry.file_name();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let counts = if is_folder {
+            is_identifier(&name)
+        } else {
+            name != "lock"
+        };
+        if counts {
+            found.push(format!("file: {}", entry.path().display()));
+        }
+        if is_folder {
+            files(&entry.path(), found);
         }
     }
+}
+
+/// Whether a folder of this name is a container's, even if nothing is in it.
+fn is_identifier(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.len() >= 12 && name.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// A line for each thing.
@@ -118,4 +133,77 @@ pub fn lines(things: &[String]) -> String {
         let _ = writeln!(text, "  {thing}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::net::UnixListener,
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// A folder whose path is the beginning of no other's.
+    fn folder(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("left-{:07}-{name}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn processes_are_found_by_what_they_know_and_have_open() {
+        let root = folder("processes");
+        let sleep = || {
+            let mut command = Command::new("sleep");
+            command.arg("1000").stdout(Stdio::null());
+            command
+        };
+        let file = std::fs::File::create(root.join("file")).unwrap();
+        let mut children = [
+            sleep().env("SOME", root.join("x")).spawn().unwrap(),
+            sleep().stdin(file).spawn().unwrap(),
+            sleep().current_dir(&root).spawn().unwrap(),
+            sleep().spawn().unwrap(),
+        ];
+        let ids: Vec<Pid> = children.iter().map(Pid::from_child).collect();
+        let all_execute = crate::wait_until(crate::DEADLINE, || {
+            let arguments = |id: &Pid| std::fs::read(file_of(*id, "cmdline")).unwrap();
+            let sleeps = |id| arguments(id).starts_with(b"sleep");
+            ids.iter().all(sleeps).then_some(())
+        });
+        assert!(all_execute.is_some());
+        let mut found: Vec<Pid> = processes(&root).iter().map(|process| process.pid).collect();
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        found.sort_by_key(|pid| pid.as_raw_pid());
+        let mut expected = ids[..3].to_vec();
+        expected.sort_by_key(|pid| pid.as_raw_pid());
+        assert_eq!(found, expected);
+        assert!(processes(&root).is_empty());
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn sockets_and_files_are_found() {
+        let root = folder("files");
+        std::fs::create_dir_all(root.join("run/deep")).unwrap();
+        std::fs::create_dir_all(root.join("other")).unwrap();
+        std::fs::write(root.join("other/file"), "").unwrap();
+        std::fs::write(root.join("run/lock"), "").unwrap();
+        assert!(all(&root, &["run"]).is_empty());
+        std::fs::create_dir(root.join("run/0123456789ab")).unwrap();
+        assert_eq!(all(&root, &["run"]).len(), 1);
+        std::fs::remove_dir(root.join("run/0123456789ab")).unwrap();
+        let socket = UnixListener::bind(root.join("run/deep/socket")).unwrap();
+        let found = all(&root, &["run"]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("socket: "), "{found:?}");
+        assert!(found[1].starts_with("file: "), "{found:?}");
+        drop(socket);
+        assert_eq!(all(&root, &["run"]).len(), 1);
+        std::fs::remove_dir_all(root).unwrap();
+    }
 }

@@ -21,8 +21,8 @@ use crate::{
 /// command, and the machine is busy with other tests.
 const TEAR_DOWN: Duration = Duration::from_secs(5);
 
-/// Where nothing may be when a test is over. `run` holds sockets, `tmp` what `TMPDIR` is for.
-const FOLDERS: [&str; 3] = ["state/containers", "run", "tmp"];
+/// Where nothing may be when a test is over: containers, what they need while they run, and temporary files.
+const FOLDERS: [&str; 4] = ["state/containers", "state/run", "run", "tmp"];
 
 /// A state root, with everything else that `vmm` may write to beside it.
 ///

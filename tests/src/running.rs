@@ -207,5 +207,5 @@ impl Drop for Running {
 }
 
 fn around(root: &Path) -> String {
-    leftovers::lines(&leftovers::all(root, &["run"]))
+    leftovers::lines(&leftovers::all(root, &["state/run", "run"]))
 }

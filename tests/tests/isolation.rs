@@ -8,13 +8,13 @@ fn a_user_can_neither_forge_an_end_nor_read_another_stream() {
     let image = root.load_tools();
     // The secret waits in standard input while the attempts are made.
     let script = "vsock-probe control; vsock-probe stream 200 1; vsock-probe odd-stream; \
-                  vsock-probe others; vsock-probe listen; vsock-probe control; \
+                  vsock-probe others; vsock-probe kinds; vsock-probe listen; vsock-probe control; \
                   read secret; echo \"$secret\"; echo err >&2; exit 7";
     let run = root.run(["--rm", "-i", "-u", "1000", image, "sh", "-c", script]);
     let run = run.input(Input::Bytes(b"the secret\nmore of it\n".to_vec()));
     run.finish().code(7).stderr("err\n").stdout(
         "control: 0 bytes\nstream: 0 bytes\nodd-stream: 0 bytes\nothers: open: []\n\
-         listen: 0 connections\ncontrol: 0 bytes\nthe secret\n",
+         kinds: open: []\nlisten: 0 connections\ncontrol: 0 bytes\nthe secret\n",
     );
 }
 

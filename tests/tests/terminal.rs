@@ -159,7 +159,7 @@ fn a_shell_in_tmux() {
         "sh",
     ]);
     tmux.keys(&format!("{run}; echo code $?"));
-    tmux.wait_for("/ # ");
+    tmux.wait_for("/ #");
     tmux.keys("stty size");
     tmux.wait_for("24 80");
     tmux.command(&["resize-window", "-x", "100", "-y", "30"]);

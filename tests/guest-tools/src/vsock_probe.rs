@@ -6,6 +6,7 @@
 use std::{
     io::{Read, Write},
     net::Shutdown,
+    os::fd::{AsRawFd, OwnedFd},
     process::ExitCode,
     time::Duration,
 };
@@ -13,7 +14,8 @@ use std::{
 use agent_protocol::{
     CONTROL_PORT, ExitStatus, Exited, GuestFrame, Hello, STREAM_PORT, Started, VERSION, encode,
 };
-use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, connect, socket};
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 /// How long the host may take to say something to a connection. It says nothing to most.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         ["hold", count] => hold(number(count)),
         ["scan", count, seed] => scan(number(count), random(seed)),
         ["others"] => others(),
+        ["kinds"] => kinds(),
         ["listen"] => listen(),
         _ => {
             eprintln!("vsock-probe: no such attempt: {words:?}");
@@ -128,6 +131,28 @@ fn others() {
         }
     }
     println!("others: open: {open:?}");
+}
+
+/// Dials by other kinds of sockets than streams.
+fn kinds() {
+    let mut open = Vec::new();
+    for (name, kind) in [
+        ("seqpacket", SockType::SeqPacket),
+        ("datagram", SockType::Datagram),
+    ] {
+        for port in [CONTROL_PORT, STREAM_PORT] {
+            if dial_by(kind, port).is_ok() {
+                open.push((name, port));
+            }
+        }
+    }
+    println!("kinds: open: {open:?}");
+}
+
+fn dial_by(kind: SockType, port: u32) -> nix::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Vsock, kind, SockFlag::empty(), None)?;
+    let address = VsockAddr::new(VMADDR_CID_HOST, port);
+    connect(socket.as_raw_fd(), &address).map(|()| socket)
 }
 
 /// Waits for the host, or PID 1, to dial.
