@@ -71,7 +71,7 @@ $(PROGRAMS) &: FORCE | setup
 		-p host-vmm -p vminitd -p imagebuilder -p guest-tools
 	@for program in $(PROGRAMS); do scripts/install-program $(STATIC)/$${program##*/} $$program; done
 
-# Of a variant of the kernel, as of other things that are no files in the tree: what it depends on.
+# What the kernel is made of beside the files of the tree: the tarball, by its name, size and time.
 out/build/kernel.inputs: FORCE | setup
 	@scripts/note-inputs $@ "$(KERNEL_SOURCE)" /usr/src/linux-source-*.tar.xz
 
@@ -96,6 +96,7 @@ $(SHARE)/initfs.cpio: out/build/vminitd $(IMAGEBUILDER)
 	@$(IMAGEBUILDER) initfs --vminitd $< --out $@
 	@touch $@
 
+# The recipe takes this program from the system.
 out/build/busybox.inputs: FORCE | setup
 	@scripts/note-inputs $@ /bin/busybox
 
