@@ -78,7 +78,9 @@ impl<'a> Build<'a> {
     ) -> Result<Kernel, Error> {
         let log = self.directory.join("build.log");
         std::fs::write(&log, "").map_err(|source| Error::write(&log, source))?;
+        let step = progress.step(format!("Configuring the kernel {}", self.variant.name));
         self.configure(&log)?;
+        step.finish();
         self.compile(local_version, jobs, &log, progress)?;
         self.strip(&log)
     }

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use super::{Error, child};
 
 /// The programs that a build runs, and the packages of Debian that have them.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("make", "make"),
     ("gcc", "gcc"),
     ("ld", "binutils"),
@@ -14,6 +14,7 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("flex", "flex"),
     ("bison", "bison"),
     ("bc", "bc"),
+    ("perl", "perl"),
     ("tar", "tar"),
     ("xz", "xz-utils"),
 ];
