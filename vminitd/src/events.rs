@@ -104,6 +104,8 @@ enum Phase {
 
 /// A relay and whether it has something to do.
 struct Watched {
+    /// What epoll calls it. Relays come and go, so its place in a list says nothing.
+    about: u64,
     relay: Relay,
     is_input: bool,
     busy: bool,
@@ -138,6 +140,7 @@ impl Loop {
                 add(fd, about, EDGES)?;
             }
             relays.push(Watched {
+                about,
                 relay,
                 is_input,
                 busy: true,
@@ -179,9 +182,8 @@ impl Loop {
                 CHILD_SIGNAL => self.reap()?,
                 REPORT => self.take_report()?,
                 _ => {
-                    let index = usize::try_from(about - FIRST_RELAY).unwrap_or(usize::MAX);
-                    if let Some(watched) = self.container.relays.get_mut(index) {
-                        watched.busy = true;
+                    for watched in &mut self.container.relays {
+                        watched.busy |= watched.about == about;
                     }
                     None
                 }
