@@ -65,9 +65,13 @@ impl Event {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     events: Vec<(Event, u64)>,
-    /// What is to be added to the guest's clock to make it the host's.
+    /// What the guest has reported, by its own clock.
     #[serde(skip)]
-    guest_offset: i64,
+    guest: Vec<(Event, u64)>,
+    /// What is to be added to the guest's clock to make it ours: the least that any frame suggests, as each was on its
+    /// way for a while. So no event of the guest seems earlier than it was.
+    #[serde(skip)]
+    guest_offset: Option<i64>,
 }
 
 impl Timeline {
@@ -81,32 +85,42 @@ impl Timeline {
         self.events.push((event, ns));
     }
 
-    /// Notes the guest's first word, which pairs its clock with ours. It was on its way for a moment, which is added to
-    /// all of the guest's times.
+    /// Notes the guest's first word.
     pub fn note_hello(&mut self, hello: &Hello) {
-        let now = now_ns();
-        // A guest's clock may say anything.
-        self.guest_offset = now.wrapping_sub(hello.now_ns).cast_signed();
-        self.note_guest(Event::InitStarted, hello.init_ns);
-        self.note_at(Event::Hello, now);
+        self.pair_clocks(hello.now_ns);
+        self.note(Event::Hello);
+        self.guest.push((Event::InitStarted, hello.init_ns));
     }
 
     /// Notes what the guest said of the container's start.
     pub fn note_started(&mut self, started: &Started) {
-        self.note_guest(Event::Mounted, started.mounted_ns);
-        self.note_guest(Event::Executed, started.executed_ns);
+        self.pair_clocks(started.executed_ns);
+        self.guest.push((Event::Mounted, started.mounted_ns));
+        self.guest.push((Event::Executed, started.executed_ns));
     }
 
     /// Notes what the guest said of the container's end.
     pub fn note_exited(&mut self, exited: &Exited) {
-        self.note_guest(Event::Exited, exited.exited_ns);
-        self.note_guest(Event::Synced, exited.synced_ns);
+        self.pair_clocks(exited.synced_ns);
         self.note(Event::ExitReceived);
+        self.guest.push((Event::Exited, exited.exited_ns));
+        self.guest.push((Event::Synced, exited.synced_ns));
     }
 
-    fn note_guest(&mut self, event: Event, guest_ns: u64) {
-        let ns = guest_ns.wrapping_add(self.guest_offset.cast_unsigned());
-        self.events.push((event, ns));
+    /// A frame has arrived that was sent when the guest's clock said this.
+    fn pair_clocks(&mut self, sent_ns: u64) {
+        // A guest's clock may say anything.
+        let offset = now_ns().wrapping_sub(sent_ns).cast_signed();
+        let least = self.guest_offset.map_or(offset, |known| known.min(offset));
+        self.guest_offset = Some(least);
+    }
+
+    /// Puts what the guest has reported on our clock.
+    pub fn settle(&mut self) {
+        let offset = self.guest_offset.unwrap_or(0).cast_unsigned();
+        let guest = self.guest.drain(..);
+        self.events
+            .extend(guest.map(|(event, ns)| (event, ns.wrapping_add(offset))));
     }
 
     /// Adds another's events.
@@ -145,4 +159,47 @@ fn ns_of(clock: ClockId) -> u64 {
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let ns = u64::try_from(now.tv_nsec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_the_guest_seems_later_than_the_word_of_it() {
+        let mut timeline = Timeline::default();
+        let hello = Hello {
+            version: 1,
+            kernel_release: String::new(),
+            now_ns: 500,
+            init_ns: 400,
+        };
+        timeline.note_hello(&hello);
+        // Its clock has run for a second, ours has not: the first frame must have been on its way for so long.
+        timeline.note_exited(&Exited {
+            status: agent_protocol::ExitStatus::Code(0),
+            oom: false,
+            exited_ns: 1_000_000_000,
+            synced_ns: 1_000_000_500,
+        });
+        timeline.settle();
+        let order: Vec<_> = timeline
+            .since_start()
+            .into_iter()
+            .map(|(event, _)| event)
+            .collect();
+        let expected = [
+            Event::InitStarted,
+            Event::Hello,
+            Event::Exited,
+            Event::Synced,
+            Event::ExitReceived,
+        ];
+        let place = |event| order.iter().position(|other| *other == event);
+        for pair in expected.windows(2) {
+            if pair != [Event::Hello, Event::Exited] {
+                assert!(place(pair[0]) < place(pair[1]), "{order:?}");
+            }
+        }
+    }
 }

@@ -162,6 +162,7 @@ impl Running {
             }
         };
         let (exit_code, oom, error) = self.conclude(end);
+        self.timeline.settle();
         let Self {
             machine,
             attached,

@@ -4,6 +4,7 @@
 //! are QEMU's. QEMU is confined by its own system call filter, and dies with the process that started it.
 
 mod arguments;
+mod tsc;
 
 use std::{
     env,
@@ -48,6 +49,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct Qemu {
     /// Where to look for the program, as in `PATH`.
     search: OsString,
+    /// Taken early, so that there is some time to the next.
+    tsc: tsc::Reading,
 }
 
 impl Qemu {
@@ -56,6 +59,7 @@ impl Qemu {
     pub fn from_path() -> Self {
         Self {
             search: env::var_os("PATH").unwrap_or_default(),
+            tsc: tsc::Reading::take(),
         }
     }
 
@@ -111,6 +115,7 @@ impl Hypervisor for Qemu {
             kernel: &config.kernel,
             initfs: &config.initfs,
             cmdline: &config.cmdline,
+            tsc_khz: self.tsc.khz(),
             disks: &config.disks,
             vsock_fd: theirs.as_raw_fd(),
             console_fd: config.console.as_raw_fd(),
