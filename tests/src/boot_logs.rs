@@ -74,6 +74,10 @@ fn open_new(containers: &Path, files: &Mutex<BTreeMap<PathBuf, File>>) {
         .flatten()
         .flatten()
     {
+        // While a container is being removed its folder has another name.
+        if container.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
         let path = container.path().join("console.log");
         let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
         if !files.contains_key(&path)

@@ -9,6 +9,9 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Most bytes of a process's arguments that are shown.
+const SHOWN: usize = 240;
+
 /// A process that has to do with a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -49,7 +52,8 @@ pub fn processes(root: &Path) -> Vec<Process> {
         .filter(|&pid| concerns(pid, root.as_os_str().as_bytes()))
         .map(|pid| {
             let arguments = std::fs::read(file_of(pid, "cmdline")).unwrap_or_default();
-            let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+            let mut arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+            arguments.truncate(arguments.floor_char_boundary(SHOWN));
             Process {
                 pid,
                 program: std::fs::read_link(file_of(pid, "exe")).unwrap_or_default(),

@@ -23,7 +23,7 @@ fn the_kernel_is_not_the_hosts() {
 #[test]
 fn ps_shows_the_containers_own_processes_only() {
     let root = Root::new();
-    let run = root.sh("sleep 1000 & ps -o pid,args").finish();
+    let run = root.sh("sleep 1000 & ps -o pid,args; true").finish();
     let text = run.code(0).text();
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     run.check(lines.len() == 4, "a heading, a shell, sleep and ps");
@@ -64,11 +64,17 @@ fn devices_are_there() {
 }
 
 #[test]
-fn block_devices_cannot_be_reached() {
+fn the_machines_own_devices_are_not_there() {
     let root = Root::new();
-    // The disks of the VM are there, but the container has no node of them, and may not use one that it makes.
-    let script = "ls /dev | grep -E '^(vd|sd|ubd|vsock|kmsg|mem|kvm)'; \
-                  mknod /tmp/disk b 254 0 && head -c 1 /tmp/disk > /dev/null && echo readable; true";
+    let script = "ls /dev | grep -E '^(vd|sd|ubd|vsock|kmsg|mem|kvm)'; true";
+    root.sh(script).finish().code(0).stdout("");
+}
+
+#[test]
+fn a_node_of_ones_own_does_not_open_the_machines_disks() {
+    let root = Root::new();
+    let script = "for minor in 0 16; do mknod /tmp/disk$minor b 254 $minor; \
+                    head -c 1 /tmp/disk$minor > /dev/null 2>&1 && echo read $minor; done; true";
     root.sh(script).finish().code(0).stdout("");
 }
 
@@ -89,7 +95,6 @@ fn file_systems_are_mounted_as_docker_mounts_them() {
         ("/dev/mqueue", "mqueue", "rw,nosuid,nodev,noexec"),
         ("/dev/shm", "tmpfs", "rw,nosuid,nodev,noexec"),
         ("/proc/sys", "proc", "ro,nosuid,nodev,noexec"),
-        ("/proc/sysrq-trigger", "proc", "ro,nosuid,nodev,noexec"),
     ] {
         let found = text.lines().any(|line| {
             let mut fields = line.split(' ').skip(1);
@@ -107,17 +112,12 @@ fn file_systems_are_mounted_as_docker_mounts_them() {
 #[test]
 fn kernel_settings_cannot_be_changed() {
     let root = Root::new();
-    let script = "echo 1 > /proc/sys/kernel/panic; echo b > /proc/sysrq-trigger; \
-                  echo max > /sys/fs/cgroup/cpu.max; mount -o remount,rw /proc/sys; \
-                  reboot -f; echo alive";
-    let run = root.sh(script).finish();
-    run.code(0).stdout("alive\n");
-    let errors = run.error_text();
-    assert_eq!(
-        errors.matches("Read-only file system").count(),
-        3,
-        "{errors}"
-    );
+    let script = "for file in /proc/sys/kernel/panic /sys/fs/cgroup/cpu.max /sys/kernel/uevent_helper; do \
+                    (echo 1 > $file) 2>/dev/null && echo wrote $file; done; \
+                  mount -o remount,rw /proc/sys 2>/dev/null && echo mounted; \
+                  umount /proc/sys 2>/dev/null && echo unmounted; \
+                  reboot -f 2>/dev/null && echo rebooted; echo alive";
+    root.sh(script).finish().code(0).stdout("alive\n");
 }
 
 #[test]
