@@ -104,11 +104,16 @@ pub fn execute() -> Result<ExitCode> {
 
 /// Shows what was asked for, or how the command line should have been.
 fn usage(error: &clap::Error) -> Result<ExitCode> {
-    error.print().context("Cannot write to standard output")?;
-    Ok(match error.use_stderr() {
-        true => ExitCode::from(FAILED),
-        false => ExitCode::SUCCESS,
-    })
+    if !error.use_stderr() {
+        error.print().context("Cannot write to standard output")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = error.render().to_string();
+    output::complain(&format!(
+        "vmm: {}",
+        text.strip_prefix("error: ").unwrap_or(&text)
+    ));
+    Ok(ExitCode::from(FAILED))
 }
 
 fn start_log(level: Option<tracing::Level>) {

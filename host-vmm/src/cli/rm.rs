@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Environment, output, print};
 use crate::{
-    container::{Containers, StoreError, supervisor},
+    container::{Containers, StoreError, state::Status, supervisor},
     error_text,
 };
 
@@ -25,7 +25,7 @@ pub struct Rm {
 
 impl Rm {
     pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
-        let containers = Containers::open(environment.paths.root())?;
+        let containers = Containers::open(&environment.paths)?;
         containers.sweep();
         let mut code = ExitCode::SUCCESS;
         for reference in &self.containers {
@@ -56,6 +56,8 @@ impl Rm {
         };
         let _lock = match found.directory.lock()? {
             Some(lock) => lock,
+            // It is being taken down.
+            None if found.state.status == Status::Exited => found.directory.wait_for_lock()?,
             None if self.force => {
                 let short_id = found.spec.short_id();
                 match supervisor::kill(&environment.paths, &found.directory, short_id) {

@@ -16,7 +16,7 @@ use crate::{
         timeline::{Event, Timeline, wall_clock_ns},
     },
     error_text, terminal,
-    vm::Accelerator,
+    vm::{self, Accelerator},
 };
 
 /// Run a command in a new container
@@ -143,7 +143,7 @@ impl Run {
         let timings = self.timings;
         let (name, has_terminal) = (self.name.clone(), self.tty);
         let request = self.request(environment)?;
-        let containers = Containers::open(paths.root())?;
+        let containers = Containers::open(paths)?;
         let create = |id, name| {
             let identity = Identity {
                 id,
@@ -171,6 +171,10 @@ impl Run {
         let ending = attached.wait(&foreground);
         drop(raw);
         let ending = ending.context("Cannot wait for the container")?;
+        if ending.lost {
+            // It had no time to clear up.
+            containers.sweep();
+        }
         if !ending.error.is_empty() {
             output::complain(&error_text(&ending.error));
         }
@@ -194,6 +198,7 @@ impl Run {
             "kernel",
             &format!("{installed} --kernel"),
         )?;
+        vm::kernel::check(&kernel).with_context(|| format!("Cannot boot {}", kernel.display()))?;
         let initfs = boot_file(
             self.initfs,
             paths.default_initfs(),

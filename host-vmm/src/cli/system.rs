@@ -65,7 +65,7 @@ struct File {
 impl Info {
     fn gather(environment: &Environment) -> Result<Self> {
         let paths = &environment.paths;
-        let containers = Containers::open(paths.root())?;
+        let containers = Containers::open(paths)?;
         containers.sweep();
         let containers = containers.list()?;
         let running = containers

@@ -189,6 +189,7 @@ impl Attached {
                 "The container's supervisor is gone ({how}), and the container with it"
             )],
             timeline: Timeline::default(),
+            lost: true,
         }
     }
 }
@@ -201,6 +202,7 @@ fn given_up(signal: u8) -> Ending {
             "The container was killed after {PATIENCE} interrupts"
         )],
         timeline: Timeline::default(),
+        lost: false,
     }
 }
 

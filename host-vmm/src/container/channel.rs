@@ -56,6 +56,9 @@ pub struct Ending {
     pub error: Vec<String>,
     /// What happened when.
     pub timeline: Timeline,
+    /// Nobody has told: the supervisor is gone.
+    #[serde(skip)]
+    pub lost: bool,
 }
 
 /// One end of the connection.

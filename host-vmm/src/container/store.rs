@@ -24,6 +24,7 @@ use super::{
     spec::ContainerSpec,
     state::{self, Durability, State, Status},
 };
+use crate::paths::Paths;
 
 /// Version of the layout of everything below the root.
 const FORMAT: &str = "1\n";
@@ -42,6 +43,8 @@ const REMOVED: &str = ".removed-";
 pub struct Containers {
     root: PathBuf,
     directory: PathBuf,
+    /// Where their sockets are.
+    run: PathBuf,
 }
 
 /// One container's directory.
@@ -141,11 +144,12 @@ impl StoreError {
 }
 
 impl Containers {
-    /// The containers below `root`. Nothing is created yet.
+    /// The containers at these places. Nothing is created yet.
     ///
     /// # Errors
     /// Another version wrote there.
-    pub fn open(root: &Path) -> Result<Self, StoreError> {
+    pub fn open(paths: &Paths) -> Result<Self, StoreError> {
+        let root = paths.root();
         let format = root.join("format");
         match fs::read_to_string(&format) {
             Ok(found) if found == FORMAT => {}
@@ -160,7 +164,8 @@ impl Containers {
         }
         Ok(Self {
             root: root.to_owned(),
-            directory: root.join("containers"),
+            directory: paths.containers(),
+            run: paths.run().to_owned(),
         })
     }
 
@@ -186,9 +191,7 @@ impl Containers {
             path: self.directory.join(format!("{NEW}{id}")),
         };
         let lock = temporary.fill(&spec).inspect_err(|_| temporary.delete())?;
-        let directory = Directory {
-            path: self.directory.join(&id),
-        };
+        let directory = self.at(&id);
         let publish = || {
             fs::rename(&temporary.path, &directory.path)?;
             std::os::unix::fs::symlink(&id, self.link(&name))
@@ -289,12 +292,39 @@ impl Containers {
                 _ => directory.delete(),
             }
         }
+        self.sweep_sockets();
+    }
+
+    /// Removes the sockets of supervisors that are no more.
+    fn sweep_sockets(&self) {
+        let (Ok(entries), Ok(ids)) = (fs::read_dir(&self.run), self.ids()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(short) = name.to_str().filter(|name| is_short_id(name)) else {
+                continue;
+            };
+            let alive = ids
+                .iter()
+                .filter(|id| id.starts_with(short))
+                .any(|id| self.at(id).is_locked());
+            if !alive {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
+    /// The directory of the container with this id.
+    #[must_use]
+    pub fn at(&self, id: &str) -> Directory {
+        Directory {
+            path: self.directory.join(id),
+        }
     }
 
     fn read(&self, id: &str) -> Result<Option<Found>, StoreError> {
-        let directory = Directory {
-            path: self.directory.join(id),
-        };
+        let directory = self.at(id);
         let alive = directory.is_locked();
         let Some(spec) = state::read(&directory.config())? else {
             return Ok(None);
@@ -422,14 +452,6 @@ impl Containers {
 }
 
 impl Directory {
-    /// The directory of an existing container.
-    #[must_use]
-    pub fn at(containers: &Path, id: &str) -> Self {
-        Self {
-            path: containers.join(id),
-        }
-    }
-
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -562,10 +584,16 @@ pub fn durability(spec: &ContainerSpec) -> Durability {
 }
 
 fn is_id(name: &str) -> bool {
-    name.len() == 64
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    name.len() == 64 && is_hex(name)
+}
+
+fn is_short_id(name: &str) -> bool {
+    name.len() == 12 && is_hex(name)
+}
+
+fn is_hex(name: &str) -> bool {
+    name.bytes()
+        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn random_id() -> io::Result<String> {

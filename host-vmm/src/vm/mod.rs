@@ -3,6 +3,7 @@
 //! A hypervisor does not know containers. It gets a [`VmConfig`] and gives back a running [`Vm`] that
 //! can be waited for and killed.
 
+pub mod kernel;
 pub mod memory;
 mod qemu;
 mod select;

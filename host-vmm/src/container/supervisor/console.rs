@@ -85,8 +85,7 @@ impl Console {
     pub fn panic(&self) -> Option<String> {
         let lines = self.lines();
         let at = lines.iter().rposition(|line| line.contains(PANIC))?;
-        let text = &lines[at][lines[at].find(PANIC)? + PANIC.len()..];
-        Some(text.trim().to_owned())
+        Some(lines[at][lines[at].find(PANIC)?..].trim().to_owned())
     }
 
     /// The last lines.
@@ -145,7 +144,10 @@ mod tests {
         writer.write_all(text.as_bytes()).unwrap();
         drop(writer);
         assert!(!console.take());
-        assert_eq!(console.panic().unwrap(), "[1mno init");
+        assert_eq!(
+            console.panic().unwrap(),
+            "Kernel panic - not syncing: [1mno init"
+        );
         assert_eq!(console.last_lines().last().unwrap(), "[ 1.1] CPU: 0");
         let mut kept = 0;
         for entry in std::fs::read_dir(&directory).unwrap() {

@@ -175,6 +175,7 @@ impl Running {
                 oom,
                 error,
                 timeline,
+                lost: false,
             },
             attached,
             machine,
@@ -506,7 +507,7 @@ impl Running {
         let how = machine.vm.wait();
         machine.console.take();
         if let Some(panic) = machine.console.panic() {
-            let mut lines = vec![format!("The guest's kernel panicked: {panic}")];
+            let mut lines = vec![format!("The guest's kernel died: {panic}")];
             lines.extend(machine.console_says());
             return lines;
         }

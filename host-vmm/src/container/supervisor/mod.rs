@@ -72,8 +72,8 @@ enum StartFailure {
 pub fn supervise(paths: &Paths, task: Task) -> Result<(), StoreError> {
     let mut timeline = Timeline::default();
     timeline.note(Event::SupervisorStarted);
-    let containers = Containers::open(paths.root())?;
-    let directory = Directory::at(&paths.containers(), &task.id);
+    let containers = Containers::open(paths)?;
+    let directory = containers.at(&task.id);
     let spec: ContainerSpec =
         state::read(&directory.config())?.ok_or_else(|| StoreError::NotFound(task.id.clone()))?;
     let mut record = Record {
@@ -92,6 +92,7 @@ pub fn supervise(paths: &Paths, task: Task) -> Result<(), StoreError> {
                 oom: false,
                 error: chain(&failure),
                 timeline,
+                lost: false,
             };
             conclude(&containers, record, ending, &[attached]).map(|hidden| {
                 if let Some(hidden) = hidden {

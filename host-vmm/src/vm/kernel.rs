@@ -1,0 +1,216 @@
+//! Whether a file is a kernel that our machines can enter: an x86-64 ELF executable with a PVH entry point.
+//!
+//! ELF-64, and the PVH boot protocol (`XEN_ELFNOTE_PHYS32_ENTRY`) as Xen's `docs/misc/pvh` defines it. The file may be
+//! anybody's, so that everything read from it is checked.
+
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+
+/// Why a file is not a kernel for us.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// It cannot be read.
+    #[error("The kernel cannot be read")]
+    Read(#[source] io::Error),
+    /// It is compressed.
+    #[error(
+        "The kernel is a compressed image (bzImage); take the vmlinux out of it, as scripts/extract-vmlinux of the kernel's source does"
+    )]
+    Compressed,
+    /// It is something else.
+    #[error("The kernel is no ELF file; an uncompressed vmlinux is needed")]
+    NotElf,
+    /// It is for another processor.
+    #[error("The kernel is not for x86-64")]
+    Architecture,
+    /// A part of it is missing.
+    #[error("The kernel is incomplete: its file ends before it should; copy or build it again")]
+    Truncated,
+    /// It cannot be entered.
+    #[error("The kernel has no PVH entry point; build it with CONFIG_PVH=y")]
+    NoPvh,
+}
+
+const HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+
+/// Most program headers, and most bytes of notes, that are looked at: kernels have five of the ones and some hundred of the
+/// others.
+const MAX_SEGMENTS: u64 = 64;
+const MAX_NOTES: u64 = 64 << 10;
+
+const MACHINE_X86_64: u16 = 62;
+const TYPE_LOAD: u32 = 1;
+const TYPE_NOTE: u32 = 4;
+const NOTE_PVH: u32 = 18;
+
+/// Looks at a file's headers.
+///
+/// # Errors
+/// [`KernelError`].
+pub fn check(path: &Path) -> Result<(), KernelError> {
+    let file = File::open(path).map_err(KernelError::Read)?;
+    let size = file.metadata().map_err(KernelError::Read)?.len();
+    check_image(&file, size)
+}
+
+fn check_image(file: &File, size: u64) -> Result<(), KernelError> {
+    let mut start = vec![0; 0x206.min(usize::try_from(size).unwrap_or(usize::MAX))];
+    read(file, 0, &mut start)?;
+    if !start.starts_with(b"\x7fELF") {
+        return Err(match start.get(0x202..0x206) {
+            Some(b"HdrS") => KernelError::Compressed,
+            _ => KernelError::NotElf,
+        });
+    }
+    let header = start.get(..HEADER).ok_or(KernelError::Truncated)?;
+    // 64 bits, little-endian.
+    if header[4..6] != [2, 1] || u16_at(header, 18) != MACHINE_X86_64 {
+        return Err(KernelError::Architecture);
+    }
+    let (offset, each, count) = (
+        u64_at(header, 32),
+        u64::from(u16_at(header, 54)),
+        u64::from(u16_at(header, 56)),
+    );
+    if each != PROGRAM_HEADER as u64 || count > MAX_SEGMENTS {
+        return Err(KernelError::NotElf);
+    }
+    let mut pvh = false;
+    for index in 0..count {
+        let at = offset
+            .checked_add(index * each)
+            .ok_or(KernelError::Truncated)?;
+        let mut segment = [0; PROGRAM_HEADER];
+        read(file, at, &mut segment)?;
+        let (kind, at, len) = (
+            u32_at(&segment, 0),
+            u64_at(&segment, 8),
+            u64_at(&segment, 32),
+        );
+        if !matches!(kind, TYPE_LOAD | TYPE_NOTE) {
+            continue;
+        }
+        if at.checked_add(len).is_none_or(|end| end > size) {
+            return Err(KernelError::Truncated);
+        }
+        if kind == TYPE_NOTE {
+            let mut notes = vec![0; usize::try_from(len.min(MAX_NOTES)).unwrap_or(0)];
+            read(file, at, &mut notes)?;
+            pvh |= has_pvh_note(&notes);
+        }
+    }
+    match pvh {
+        true => Ok(()),
+        false => Err(KernelError::NoPvh),
+    }
+}
+
+/// Whether one of the notes is the entry point.
+fn has_pvh_note(mut notes: &[u8]) -> bool {
+    while let Some((head, rest)) = notes.split_at_checked(12) {
+        let (name, content) = (u32_at(head, 0), u32_at(head, 4));
+        let lengths = [name, content].map(|len| (len as usize).next_multiple_of(4));
+        let Some(after) = lengths[0].checked_add(lengths[1]) else {
+            return false;
+        };
+        if u32_at(head, 8) == NOTE_PVH && rest.starts_with(b"Xen\0") && after <= rest.len() {
+            return true;
+        }
+        let Some(next) = rest.get(after..) else {
+            return false;
+        };
+        notes = next;
+    }
+    false
+}
+
+fn read(file: &File, at: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
+    file.read_exact_at(bytes, at)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => KernelError::Truncated,
+            _ => KernelError::Read(error),
+        })
+}
+
+// Callers index within what they have read.
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn verdict(image: &[u8]) -> Result<(), KernelError> {
+        let file: File = memfd_create("kernel", MemfdFlags::CLOEXEC).unwrap().into();
+        file.write_all_at(image, 0).unwrap();
+        check_image(&file, image.len() as u64)
+    }
+
+    /// One loaded segment, and one of notes.
+    fn kernel(note: u32) -> Vec<u8> {
+        let mut image = vec![0; 0x400];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01");
+        put(18, &MACHINE_X86_64.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(54, &56_u16.to_le_bytes());
+        put(56, &2_u16.to_le_bytes());
+        for (at, kind, offset, len) in [
+            (64, TYPE_LOAD, 0x200_u64, 0x200_u64),
+            (120, TYPE_NOTE, 0x100, 40),
+        ] {
+            put(at, &kind.to_le_bytes());
+            put(at + 8, &offset.to_le_bytes());
+            put(at + 32, &len.to_le_bytes());
+        }
+        for (at, name, content, kind) in [(0x100, 4_u32, 1_u32, 3_u32), (0x114, 4, 4, note)] {
+            put(at, &name.to_le_bytes());
+            put(at + 4, &content.to_le_bytes());
+            put(at + 8, &kind.to_le_bytes());
+            put(at + 12, b"Xen\0");
+        }
+        image
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_error() {
+        assert!(verdict(&kernel(NOTE_PVH)).is_ok());
+        assert!(matches!(verdict(&kernel(17)), Err(KernelError::NoPvh)));
+        assert!(matches!(verdict(b""), Err(KernelError::NotElf)));
+        assert!(matches!(verdict(b"#!/bin/sh\n"), Err(KernelError::NotElf)));
+        assert!(matches!(verdict(b"\x7fELF"), Err(KernelError::Truncated)));
+        let mut packed = vec![0; 0x300];
+        packed[0x202..0x206].copy_from_slice(b"HdrS");
+        assert!(matches!(verdict(&packed), Err(KernelError::Compressed)));
+        let mut arm = kernel(NOTE_PVH);
+        arm[18] = 183;
+        assert!(matches!(verdict(&arm), Err(KernelError::Architecture)));
+    }
+
+    #[test]
+    fn a_kernel_cut_anywhere_is_refused_and_none_panics() {
+        let image = kernel(NOTE_PVH);
+        for len in 0..image.len() {
+            assert!(verdict(&image[..len]).is_err(), "{len}");
+        }
+        for at in 0..0x140 {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut image = image.clone();
+                image[at] = value;
+                let _ = verdict(&image);
+            }
+        }
+    }
+}
