@@ -13,7 +13,7 @@ const MUCH: usize = 20_000_000;
 #[test]
 fn what_goes_in_comes_out() {
     let root = Root::new();
-    let data = noise(1, MUCH);
+    let data = noise(1, 100_000_000);
     let run = root.run(["--rm", "-i", "busybox", "cat"]);
     let run = run.input(Input::Bytes(data.clone())).finish();
     run.code(0).stderr("").stdout(data);
@@ -55,6 +55,20 @@ fn a_reader_that_pauses_stalls_its_stream_only() {
     assert!(output.iter().all(|&byte| byte == 0));
     let lines: String = (0..30).map(|number| format!("line {number}\n")).collect();
     run.finish().code(0).stderr(lines + "last\n");
+}
+
+#[test]
+fn every_answer_arrives_before_the_next_question() {
+    let root = Root::new();
+    let script = "while read word; do echo got $word; done";
+    let run = root.run(["--rm", "-i", "busybox", "sh", "-c", script]);
+    let mut run = run.input(Input::Later).start();
+    for number in 0..50 {
+        run.send(format!("{number}\n"));
+        run.expect(&format!("got {number}\n"));
+    }
+    run.end_input();
+    run.finish().code(0);
 }
 
 #[test]
