@@ -15,6 +15,7 @@ mod clock;
 mod console;
 mod container;
 mod control;
+mod devices;
 mod end;
 mod events;
 mod execute;
@@ -81,6 +82,10 @@ fn start(boot: &Boot) -> Result<Container, Failure> {
     let root = MountedRoot::mount(&boot.root)?;
     root::write_files(boot)?;
     let cgroup = Cgroup::create().during(Stage::System, "the container's cgroup")?;
+    devices::restrict(&cgroup).during(
+        Stage::System,
+        "the filter of devices (the kernel needs CONFIG_CGROUP_BPF)",
+    )?;
     if let Some(milli) = boot.cpu_limit_milli {
         cgroup
             .limit_cpu(milli)

@@ -3,7 +3,7 @@
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -11,6 +11,8 @@ use rustix::{
     process::Pid,
     thread::{UnshareFlags, unshare_unsafe},
 };
+
+use crate::devices::Instruction;
 
 /// What [`fork`] returns.
 pub enum Forked {
@@ -178,4 +180,79 @@ fn check(result: i64) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// Has the kernel ask `program` about every device that a process of `cgroup` opens or makes.
+///
+/// # Errors
+/// Those of `bpf(2)`.
+pub fn attach_device_filter(cgroup: &impl AsFd, program: &[Instruction]) -> io::Result<()> {
+    const PROG_LOAD: libc::c_long = 5;
+    const PROG_ATTACH: libc::c_long = 8;
+    const TYPE_CGROUP_DEVICE: u32 = 15;
+    const ATTACH_CGROUP_DEVICE: u32 = 6;
+
+    /// The start of `union bpf_attr` for `BPF_PROG_LOAD`, as far as it is used; the kernel takes the rest for zeroes.
+    #[repr(C)]
+    struct Load {
+        program_type: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+        name: [u8; 16],
+        interface: u32,
+        attach_type: u32,
+    }
+    /// The same for `BPF_PROG_ATTACH`.
+    #[repr(C)]
+    struct Attach {
+        target: u32,
+        program: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let address = |pointer: *const u8| pointer.addr() as u64;
+    let load = Load {
+        program_type: TYPE_CGROUP_DEVICE,
+        count: u32::try_from(program.len()).map_err(io::Error::other)?,
+        instructions: address(program.as_ptr().cast()),
+        license: address(c"Apache-2.0".as_ptr().cast()),
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: [0; 16],
+        interface: 0,
+        attach_type: ATTACH_CGROUP_DEVICE,
+    };
+    // SAFETY: the attributes are of the size that is said, and what they point to lives as long as the call; the kernel
+    // only reads it.
+    let descriptor =
+        unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) };
+    check(descriptor)?;
+    let number = i32::try_from(descriptor).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given it to us.
+    let program = unsafe { OwnedFd::from_raw_fd(number) };
+    let unsigned = |fd: i32| u32::try_from(fd).map_err(io::Error::other);
+    let attach = Attach {
+        target: unsigned(cgroup.as_fd().as_raw_fd())?,
+        program: unsigned(program.as_raw_fd())?,
+        attach_type: ATTACH_CGROUP_DEVICE,
+        flags: 0,
+    };
+    // SAFETY: as above.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_ATTACH,
+            &raw const attach,
+            size_of::<Attach>(),
+        )
+    })
 }
