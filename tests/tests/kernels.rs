@@ -91,7 +91,7 @@ fn a_kernel_that_dies_at_boot_is_quoted() {
     let root = Root::new();
     let words = ["--rm", "--cmdline-append", "rdinit=/no-such-init"];
     let run = root.run(words).args(["busybox", "true"]).finish();
-    run.fails("kernel panicked: VFS: Unable to mount root fs")
+    run.fails("Kernel panic - not syncing: VFS: Unable to mount root fs")
         .stdout("");
 }
 
@@ -110,7 +110,7 @@ fn a_kernel_that_dies_later_is_quoted() {
         .run(words)
         .args(["busybox", "sh", "-c", script])
         .finish();
-    run.fails("kernel panicked: Out of memory")
+    run.fails("Kernel panic - not syncing: Out of memory")
         .stdout("before\n");
 }
 
