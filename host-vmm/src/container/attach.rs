@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -264,7 +264,7 @@ fn own(stream: impl AsFd) -> io::Result<File> {
 /// Passes our input on to its end.
 fn input(mut source: File, stream: &UnixStream) {
     // Whatever ends it, there is nothing more to come.
-    let _ = io::copy(&mut source, &mut &*stream);
+    let _ = copy(&mut source, &mut &*stream);
     let _ = stream.shutdown(std::net::Shutdown::Write);
 }
 
@@ -273,6 +273,29 @@ fn output(stream: &UnixStream, mut sink: File) -> Option<u64> {
     let ready = poll(&mut [PollFd::new(stream, PollFlags::IN)], None).is_ok();
     let first = ready.then(now_ns);
     // If nobody reads what we write, the container's process is told so: the stream is closed.
-    let copied = io::copy(&mut &*stream, &mut sink);
+    let copied = copy(&mut &*stream, &mut sink);
     first.filter(|_| copied.is_ok_and(|bytes| bytes > 0))
+}
+
+/// Bytes moved at once: as much as a pipe holds.
+const BUFFER: usize = 64 << 10;
+
+/// Reads and writes until there is no more; gives the number of bytes.
+///
+/// The standard library's copy would `splice(2)`, which keeps a pipe locked while it waits for the socket: whoever reads
+/// from that pipe then waits for our next byte, though the last is there.
+fn copy(source: &mut impl Read, sink: &mut impl Write) -> io::Result<u64> {
+    let mut buffer = vec![0; BUFFER];
+    let mut copied = 0;
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(copied),
+            Ok(count) => {
+                sink.write_all(&buffer[..count])?;
+                copied += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
