@@ -5,7 +5,7 @@
 //! Owners, times, inode numbers and order are fixed: the same `/init` gives the same bytes.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
 use cpio::newc::{Builder, ModeFileType, trailer};
@@ -18,7 +18,7 @@ const MAX_INIT: u32 = 64 << 20;
 /// The directories beside `/init`.
 const DIRECTORIES: [&str; 4] = ["dev", "mnt", "proc", "sys"];
 
-/// Why no initfs could be made.
+/// Why no initfs could be made, or one cannot be booted with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The program for `/init` cannot be read.
@@ -36,6 +36,18 @@ pub enum Error {
         path: PathBuf,
         /// What it would have to be.
         reason: &'static str,
+    },
+    /// It is something else.
+    #[error("{} is no initfs: not a cpio archive in the newc format", .path.display())]
+    NotNewc {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is nothing in it to run.
+    #[error("{} is no initfs: there is no init in it", .path.display())]
+    NoInit {
+        /// The file.
+        path: PathBuf,
     },
     /// The archive cannot be written.
     #[error("Cannot write {}", .path.display())]
@@ -146,6 +158,44 @@ fn check_static(program: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Entries of an initfs that are looked at: ours has a handful.
+const MAX_ENTRIES: usize = 4096;
+
+/// How gzip, zstd and xz files begin. Whether a kernel can unpack them, only the kernel knows.
+const COMPRESSED: [&[u8]; 3] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ"];
+
+/// Checks that a file is an archive with an `init` in it, as far as that can be told.
+///
+/// # Errors
+/// It cannot be read, is none, or has none.
+pub fn check(initfs: &Path) -> Result<(), Error> {
+    let path = || initfs.to_path_buf();
+    let mut file = io::BufReader::new(File::open(initfs).map_err(|source| Error::Read {
+        path: path(),
+        source,
+    })?);
+    let start = file.fill_buf().map_err(|source| Error::Read {
+        path: path(),
+        source,
+    })?;
+    if COMPRESSED.iter().any(|magic| start.starts_with(magic)) {
+        return Ok(());
+    }
+    for _ in 0..MAX_ENTRIES {
+        let Ok(entry) = cpio::newc::Reader::new(file) else {
+            return Err(Error::NotNewc { path: path() });
+        };
+        if entry.entry().is_trailer() {
+            break;
+        }
+        if matches!(entry.entry().name(), "init" | "/init" | "./init") {
+            return Ok(());
+        }
+        file = entry.skip().map_err(|_| Error::NotNewc { path: path() })?;
+    }
+    Err(Error::NoInit { path: path() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,5 +302,34 @@ mod tests {
         let folder = Folder::new("initfs-sh");
         let error = build(Path::new("/bin/sh"), &folder.path().join("out")).unwrap_err();
         assert!(error.to_string().contains("dynamically linked"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_booted_with_is_told() {
+        let folder = Folder::new("initfs-check");
+        let path = |name: &str| folder.path().join(name);
+        let put = |name: &str, bytes: &[u8]| {
+            std::fs::write(path(name), bytes).unwrap();
+            check(&path(name))
+        };
+        let mut good = Vec::new();
+        let mut entry = Builder::new("init").mode(0o100_755).write(Vec::new(), 4);
+        entry.write_all(b"\x7fELF").unwrap();
+        good.extend(entry.finish().unwrap());
+        let good = trailer(good).unwrap();
+        assert!(put("good", &good).is_ok());
+        assert!(matches!(
+            put("text", b"root:x:0:0"),
+            Err(Error::NotNewc { .. })
+        ));
+        assert!(matches!(put("empty", b""), Err(Error::NotNewc { .. })));
+        let empty = trailer(Vec::new()).unwrap();
+        assert!(matches!(put("no-init", &empty), Err(Error::NoInit { .. })));
+        assert!(put("packed", b"\x1f\x8b\x08").is_ok());
+        for len in 1..good.len() {
+            // Whatever is cut off, it ends.
+            let _ = put("cut", &good[..len]);
+        }
+        assert!(check(&path("missing")).is_err());
     }
 }

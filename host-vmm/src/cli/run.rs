@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use imagebuilder::store::Store;
+use imagebuilder::{initfs, store::Store};
 
 use super::{Environment, output, values};
 use crate::{
@@ -190,6 +190,7 @@ impl Run {
 
     /// What the flags ask for.
     fn request(self, environment: &Environment) -> Result<Request> {
+        values::within_host(self.memory)?;
         let paths = &environment.paths;
         let installed = "make image builds it; or name one with";
         let kernel = boot_file(
@@ -205,6 +206,7 @@ impl Run {
             "initfs",
             &format!("{installed} --initfs"),
         )?;
+        initfs::check(&initfs).with_context(|| format!("Cannot boot with {}", initfs.display()))?;
         Ok(Request {
             env: values::environment(&self.env, &self.env_file)?,
             image: self.image,
@@ -223,7 +225,8 @@ impl Run {
             accelerator: self.accel,
             kernel,
             initfs,
-            cmdline: self.cmdline_append.join(" "),
+            cmdline: values::cmdline(&self.cmdline_append.join(" "))
+                .map_err(|why| anyhow::anyhow!("Cannot add so much by --cmdline-append: {why}"))?,
         })
     }
 }

@@ -34,6 +34,20 @@ pub fn memory(text: &str) -> Result<u64, String> {
     Ok(bytes.next_multiple_of(MIB))
 }
 
+/// Checks that this machine has so much memory, in bytes.
+pub fn within_host(memory: u64) -> Result<()> {
+    let host = rustix::system::sysinfo();
+    let host = host.totalram.saturating_mul(u64::from(host.mem_unit));
+    if memory > host {
+        bail!(
+            "Cannot give a container {} MiB of memory: this machine has {} MiB",
+            memory / MIB,
+            host / MIB
+        );
+    }
+    Ok(())
+}
+
 fn bytes(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
     let lower = lower
@@ -62,6 +76,19 @@ fn bytes(text: &str) -> Option<u64> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     Some(bytes as u64)
 }
+
+/// What is added to the kernel's command line. The kernel takes 2047 bytes, and silently leaves out what comes after;
+/// the rest is for what the machine says of itself.
+pub fn cmdline(text: &str) -> Result<String, String> {
+    match text.len() <= MAX_CMDLINE {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "the kernel's command line has room for {MAX_CMDLINE} bytes"
+        )),
+    }
+}
+
+const MAX_CMDLINE: usize = 1024;
 
 /// A number of CPUs, in thousandths.
 pub fn cpus(text: &str) -> Result<u32, String> {
