@@ -1,6 +1,7 @@
 //! From what a user asks for and what the image says to what a container is.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     ffi::OsString,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::PathBuf,
@@ -189,11 +190,15 @@ impl Request {
         }
         let own = self.env.iter().map(|entry| entry.clone().into_vec().into());
         let mut env: Vec<Text> = Vec::new();
+        // There may be a hundred thousand.
+        let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
         for entry in defaults.into_iter().chain(image).chain(own) {
-            let name = variable_name(&entry);
-            match env.iter_mut().find(|known| variable_name(known) == name) {
-                Some(known) => *known = entry,
-                None => env.push(entry),
+            match places.entry(variable_name(&entry)) {
+                Entry::Occupied(place) => env[*place.get()] = entry,
+                Entry::Vacant(place) => {
+                    place.insert(env.len());
+                    env.push(entry);
+                }
             }
         }
         env
