@@ -27,7 +27,8 @@ unexport MAKEFLAGS MFLAGS
 SHARE := out/share/vmm
 IMAGEBUILDER := out/build/imagebuilder
 STATIC := target/static/x86_64-unknown-linux-musl/release
-PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/vsock-probe
+PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/vsock-probe \
+	out/test/guest-tools/hostile-init
 
 .PHONY: help setup setup-tests build image run test lint install clean FORCE
 

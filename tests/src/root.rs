@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    Vmm, accelerator,
+    Vmm, accelerator, artifacts,
     boot_logs::BootLogs,
     leftovers::{self, Process},
     slots::Slots,
@@ -135,6 +135,17 @@ impl Root {
     #[must_use]
     pub fn layout(&self, recipe: &str) -> PathBuf {
         tools_image::layout(&self.files(), recipe)
+    }
+
+    /// Makes an initfs whose PID 1 is one of our own tools, and gives its path.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    pub fn initfs_of(&self, tool: &str) -> PathBuf {
+        let path = self.files().join("initfs");
+        imagebuilder::initfs::build(&artifacts::guest_tool(tool), &path).expect("an initfs");
+        path
     }
 
     /// Every process that has to do with this root.
