@@ -15,7 +15,7 @@ use imagebuilder::{
 };
 
 use super::{Environment, output, print, ps::Format, run::images};
-use crate::container::timeline::wall_clock_ns;
+use crate::{complain, container::timeline::wall_clock_ns};
 
 /// Manage images
 #[derive(Debug, Args)]
@@ -230,9 +230,7 @@ impl Remove {
             match store.remove(image) {
                 Ok(removed) => print(&described(&removed))?,
                 Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    let lines: Vec<String> = error.chain().map(ToString::to_string).collect();
-                    output::complain(&crate::error_text(&lines));
+                    complain(&error.into());
                     code = ExitCode::from(1);
                 }
             }

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use super::{Environment, output, print};
+use super::{Environment, print};
 use crate::{
+    complain,
     container::{Containers, StoreError, state::Status, supervisor},
-    error_text,
 };
 
 /// Remove containers
@@ -32,9 +32,7 @@ impl Rm {
             match self.remove(&containers, environment, reference) {
                 Ok(()) => print(&format!("{reference}\n"))?,
                 Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    let lines: Vec<String> = error.chain().map(ToString::to_string).collect();
-                    output::complain(&error_text(&lines));
+                    complain(&error.into());
                     // As Docker: the others are removed all the same.
                     code = ExitCode::from(1);
                 }

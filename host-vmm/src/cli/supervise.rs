@@ -9,7 +9,7 @@ use super::Environment;
 use crate::{
     container::{
         Channel,
-        store::Lock,
+        directory::Lock,
         supervisor::{Task, supervise},
     },
     process::take_inherited,

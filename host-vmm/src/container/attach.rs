@@ -21,8 +21,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{
     channel::{Channel, Ending, FromSupervisor, ToSupervisor},
+    directory::Lock,
     failure::FAILED,
-    store::Lock,
     timeline::{Event, Timeline, now_ns},
 };
 use crate::{

@@ -3,6 +3,7 @@
 mod attach;
 mod boot;
 mod channel;
+pub mod directory;
 mod failure;
 mod names;
 pub mod request;

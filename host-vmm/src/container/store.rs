@@ -10,27 +10,24 @@
 use std::{
     cmp::Reverse,
     ffi::OsStr,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::{
+    directory::{Directory, Lock, open_lock},
     names,
     spec::ContainerSpec,
-    state::{self, Durability, State, Status},
+    state::{self, State, Status},
 };
 use crate::paths::Paths;
 
 /// Version of the layout of everything below the root.
 const FORMAT: &str = "1\n";
-
-/// How long a supervisor that was told to end its container may take.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Random names tried before one gets a number.
 const ATTEMPTS: u32 = 16;
@@ -46,16 +43,6 @@ pub struct Containers {
     /// Where their sockets are.
     run: PathBuf,
 }
-
-/// One container's directory.
-#[derive(Clone, Debug)]
-pub struct Directory {
-    path: PathBuf,
-}
-
-/// The right to run a container, or to remove it. Whoever inherits the descriptor has it, too.
-#[derive(Debug)]
-pub struct Lock(File);
 
 /// A container as it is found on the disk.
 #[derive(Clone, Debug)]
@@ -187,17 +174,15 @@ impl Containers {
         let guard = self.lock()?;
         let name = self.free_name(name)?;
         let spec = build(id.clone(), name.clone())?;
-        let temporary = Directory {
-            path: self.directory.join(format!("{NEW}{id}")),
-        };
+        let temporary = Directory::new(self.directory.join(format!("{NEW}{id}")));
         let lock = temporary.fill(&spec).inspect_err(|_| temporary.delete())?;
         let directory = self.at(&id);
         let publish = || {
-            fs::rename(&temporary.path, &directory.path)?;
+            fs::rename(temporary.path(), directory.path())?;
             std::os::unix::fs::symlink(&id, self.link(&name))
         };
         publish()
-            .map_err(StoreError::disk("create", &directory.path))
+            .map_err(StoreError::disk("create", directory.path()))
             .inspect_err(|_| {
                 temporary.delete();
                 directory.delete();
@@ -250,11 +235,9 @@ impl Containers {
     }
 
     fn hide_locked(&self, spec: &ContainerSpec) -> Result<Directory, StoreError> {
-        let hidden = Directory {
-            path: self.directory.join(format!("{REMOVED}{}", spec.id)),
-        };
+        let hidden = Directory::new(self.directory.join(format!("{REMOVED}{}", spec.id)));
         let path = self.directory.join(&spec.id);
-        fs::rename(&path, &hidden.path).map_err(StoreError::disk("remove", &path))?;
+        fs::rename(&path, hidden.path()).map_err(StoreError::disk("remove", &path))?;
         if fs::read_link(self.link(&spec.name)).is_ok_and(|owner| owner == Path::new(&spec.id)) {
             // At worst a link that leads nowhere stays, and counts as free.
             let _ = fs::remove_file(self.link(&spec.name));
@@ -273,7 +256,7 @@ impl Containers {
         };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let directory = Directory { path: entry.path() };
+            let directory = Directory::new(entry.path());
             let is_ours = name.to_str().is_some_and(|name| {
                 [NEW, REMOVED].iter().any(|prefix| name.starts_with(prefix)) || is_id(name)
             });
@@ -318,9 +301,7 @@ impl Containers {
     /// The directory of the container with this id.
     #[must_use]
     pub fn at(&self, id: &str) -> Directory {
-        Directory {
-            path: self.directory.join(id),
-        }
+        Directory::new(self.directory.join(id))
     }
 
     fn read(&self, id: &str) -> Result<Option<Found>, StoreError> {
@@ -371,12 +352,7 @@ impl Containers {
     fn lock(&self) -> Result<File, StoreError> {
         let path = self.directory.join("lock");
         let lock = || {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)?;
+            let file = open_lock(&path)?;
             // Nobody holds it while waiting for anything else.
             flock(&file, FlockOperation::LockExclusive)?;
             Ok(file)
@@ -448,138 +424,6 @@ impl Containers {
             ids.extend(name.into_string().ok().filter(|name| is_id(name)));
         }
         Ok(ids)
-    }
-}
-
-impl Directory {
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The [`ContainerSpec`].
-    #[must_use]
-    pub fn config(&self) -> PathBuf {
-        self.path.join("config.json")
-    }
-
-    /// The [`State`].
-    #[must_use]
-    pub fn state(&self) -> PathBuf {
-        self.path.join("state.json")
-    }
-
-    /// What the container has written.
-    #[must_use]
-    pub fn writable_layer(&self) -> PathBuf {
-        self.path.join("rw.ext4")
-    }
-
-    /// What the guest's kernel has said.
-    #[must_use]
-    pub fn console_log(&self) -> PathBuf {
-        self.path.join("console.log")
-    }
-
-    /// Removes all of it, as far as that is possible: the rest is swept up later.
-    pub fn delete(&self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
-
-    /// Takes the lock, unless somebody has it.
-    ///
-    /// # Errors
-    /// The disk refuses.
-    pub fn lock(&self) -> Result<Option<Lock>, StoreError> {
-        let path = self.path.join("lock");
-        let lock = || {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(Some(Lock(file))),
-                Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-                Err(errno) => Err(errno.into()),
-            }
-        };
-        lock().map_err(StoreError::disk("lock", &path))
-    }
-
-    /// Takes the lock as soon as nobody has it any more.
-    ///
-    /// # Errors
-    /// `TimedOut` if somebody keeps it.
-    pub fn wait_for_lock(&self) -> Result<Lock, StoreError> {
-        let deadline = Instant::now() + RELEASE_TIMEOUT;
-        loop {
-            if let Some(lock) = self.lock()? {
-                return Ok(lock);
-            }
-            if Instant::now() > deadline {
-                return Err(StoreError::disk("lock", &self.path)(
-                    io::ErrorKind::TimedOut.into(),
-                ));
-            }
-            // A lock cannot be waited for with a deadline.
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Whether somebody has the lock.
-    fn is_locked(&self) -> bool {
-        let Ok(file) = File::open(self.path.join("lock")) else {
-            return false;
-        };
-        flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
-    }
-
-    /// Whether it is a container that stays after its end.
-    fn is_kept(&self) -> bool {
-        let hidden = self
-            .path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        !hidden
-            && state::read::<ContainerSpec>(&self.config())
-                .is_ok_and(|spec| spec.is_some_and(|spec| !spec.auto_remove))
-    }
-
-    fn fill(&self, spec: &ContainerSpec) -> Result<Lock, StoreError> {
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&self.path)
-            .map_err(StoreError::disk("create", &self.path))?;
-        let lock = self.lock()?.ok_or_else(|| {
-            StoreError::disk("lock", &self.path)(io::ErrorKind::WouldBlock.into())
-        })?;
-        state::write(&self.config(), spec, durability(spec))?;
-        Ok(lock)
-    }
-}
-
-impl std::os::fd::AsFd for Lock {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl From<std::os::fd::OwnedFd> for Lock {
-    /// A lock that was inherited.
-    fn from(fd: std::os::fd::OwnedFd) -> Self {
-        Self(fd.into())
-    }
-}
-
-/// What becomes of a container's files in a power cut.
-#[must_use]
-pub fn durability(spec: &ContainerSpec) -> Durability {
-    match spec.auto_remove {
-        true => Durability::Fleeting,
-        false => Durability::Synced,
     }
 }
 

@@ -21,10 +21,10 @@ use self::{
 use super::{
     Containers, StoreError,
     channel::{Channel, Ending, FromSupervisor},
+    directory::{Directory, Lock, durability},
     failure::FAILED,
     spec::ContainerSpec,
     state::{self, State, Status},
-    store::{self, Directory, Lock},
     timeline::{Event, Timeline, wall_clock_ns},
 };
 use crate::{
@@ -124,7 +124,7 @@ pub(super) struct Record {
 
 impl Record {
     fn write(&self) -> Result<(), StoreError> {
-        let durability = store::durability(&self.spec);
+        let durability = durability(&self.spec);
         state::write(&self.directory.state(), &self.state, durability)
     }
 }
