@@ -1,0 +1,207 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::{
+    container::spec::{Machine, ProcessSpec, Surroundings},
+    vm::Accelerator,
+};
+
+/// A root of its own, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("vmm-store-{}-{number}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn containers(&self) -> Containers {
+        Containers::open(&Paths::find(Some(&self.0)).unwrap()).unwrap()
+    }
+
+    /// What is there beside the store's own files.
+    fn leftovers(&self) -> Vec<String> {
+        let names = |path: PathBuf| {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name().into_string().unwrap())
+        };
+        let mut all: Vec<String> = names(self.0.join("containers"))
+            .chain(names(self.0.join("containers/names")))
+            .chain(names(self.0.join("run")))
+            .filter(|name| name != "lock" && name != "names")
+            .collect();
+        all.sort();
+        all
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn create(
+    containers: &Containers,
+    name: Option<&str>,
+    auto_remove: bool,
+) -> Result<(ContainerSpec, Directory, Lock), StoreError> {
+    containers.create(name, |id, name| {
+        Ok(ContainerSpec {
+            id,
+            name,
+            created_ns: 1,
+            auto_remove,
+            process: ProcessSpec {
+                args: vec!["true".into()],
+                env: Vec::new(),
+                cwd: "/".into(),
+                user: String::new(),
+                stdin: false,
+                terminal: false,
+            },
+            surroundings: Surroundings {
+                image: "i".into(),
+                image_digest: "d".into(),
+                rootfs: "/r".into(),
+                hostname: "h".into(),
+                read_only: false,
+                tmpfs: Vec::new(),
+            },
+            machine: Machine {
+                accelerator: Accelerator::Auto,
+                kernel: "/k".into(),
+                initfs: "/i".into(),
+                cmdline: String::new(),
+                memory: 1 << 30,
+                cpu_milli: 1000,
+            },
+        })
+    })
+}
+
+#[test]
+fn a_container_is_found_by_name_and_by_the_start_of_its_id() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (spec, _, lock) = create(&containers, Some("one"), false).unwrap();
+    let (other, ..) = create(&containers, None, false).unwrap();
+    assert_ne!(spec.name, other.name);
+    for reference in ["one", &spec.id, spec.short_id()] {
+        let found = containers.find(reference).unwrap();
+        assert_eq!(found.spec.id, spec.id);
+        assert!(found.alive);
+    }
+    drop(lock);
+    assert!(!containers.find("one").unwrap().alive);
+    for nobody in ["", "two", "../one", "names", &"0".repeat(64)] {
+        let error = containers.find(nobody).unwrap_err();
+        assert!(matches!(error, StoreError::NotFound(_)), "{nobody}");
+    }
+    assert_eq!(containers.list().unwrap().len(), 2);
+}
+
+#[test]
+fn a_name_belongs_to_one_container_until_that_is_hidden() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (spec, _, _lock) = create(&containers, Some("mine"), false).unwrap();
+    let error = create(&containers, Some("mine"), false).unwrap_err();
+    assert!(matches!(error, StoreError::NameTaken { .. }), "{error}");
+    assert_eq!(folder.leftovers().len(), 2);
+    let hidden = containers.hide(&spec).unwrap();
+    let (again, ..) = create(&containers, Some("mine"), false).unwrap();
+    hidden.delete();
+    assert_eq!(containers.find("mine").unwrap().spec.id, again.id);
+}
+
+#[test]
+fn one_of_many_gets_a_name_that_all_want() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let winners: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| usize::from(create(&containers, Some("it"), false).is_ok())))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum()
+    });
+    assert_eq!(winners, 1);
+    assert_eq!(folder.leftovers().len(), 2);
+}
+
+#[test]
+fn what_a_crash_leaves_is_swept_up_and_nothing_else() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (kept, ..) = create(&containers, Some("kept"), false).unwrap();
+    let (running, _, lock) = create(&containers, Some("running"), true).unwrap();
+    let (dead, ..) = create(&containers, Some("dead"), true).unwrap();
+    let base = folder.0.join("containers");
+    fs::create_dir(base.join(format!("{NEW}{}", "a".repeat(64)))).unwrap();
+    fs::create_dir(base.join(format!("{REMOVED}{}", "b".repeat(64)))).unwrap();
+    fs::create_dir(base.join("somebody's")).unwrap();
+    for spec in [&running, &dead] {
+        fs::create_dir_all(folder.0.join("run").join(spec.short_id())).unwrap();
+    }
+    containers.sweep();
+    let mut expected = vec![
+        kept.id.clone(),
+        "kept".into(),
+        running.id.clone(),
+        "running".into(),
+        running.short_id().into(),
+        "somebody's".into(),
+    ];
+    expected.sort();
+    assert_eq!(folder.leftovers(), expected);
+    drop(lock);
+    containers.sweep();
+    assert!(containers.find("running").is_err());
+    assert!(containers.find("kept").is_ok());
+}
+
+#[test]
+fn a_container_whose_supervisor_was_killed_has_ended() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (spec, directory, lock) = create(&containers, None, false).unwrap();
+    let state = State {
+        status: Status::Running,
+        ..State::default()
+    };
+    state::write(&directory.state(), &state, state::Durability::Fleeting).unwrap();
+    assert_eq!(
+        containers.find(&spec.id).unwrap().state.status,
+        Status::Running
+    );
+    drop(lock);
+    let found = containers.find(&spec.id).unwrap();
+    assert_eq!(found.state.status, Status::Exited);
+    assert_eq!(found.state.exit_code, Some(137));
+}
+
+#[test]
+fn another_versions_directory_is_left_alone() {
+    let folder = Folder::new();
+    fs::create_dir_all(&folder.0).unwrap();
+    fs::write(folder.0.join("format"), "2\n").unwrap();
+    let error = Containers::open(&Paths::find(Some(&folder.0)).unwrap()).unwrap_err();
+    assert!(matches!(error, StoreError::Format { .. }));
+}
+
+#[test]
+fn damaged_records_are_named() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (spec, directory, _lock) = create(&containers, None, false).unwrap();
+    fs::write(directory.config(), b"{\"id\": 3}").unwrap();
+    let error = containers.find(&spec.id).unwrap_err();
+    assert!(error.to_string().contains("config.json"), "{error}");
+}
