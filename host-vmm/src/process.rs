@@ -39,6 +39,19 @@ pub fn spawn(command: &mut Command, inherited: &[BorrowedFd<'_>], bond: Bond) ->
 
 /// What the child does before it executes its program.
 fn prepare(inherited: &[RawFd], bond: Bond, parent: Pid) -> io::Result<()> {
+    // Whoever started us may have left descriptors open: they are none of the child's business.
+    // SAFETY: nothing is closed now; what is marked was not ours to pass on.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            libc::STDERR_FILENO + 1,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if marked != 0 {
+        return Err(io::Error::last_os_error());
+    }
     for &fd in inherited {
         // SAFETY: `spawn` was given these descriptors borrowed, so they are open in the child, too.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -86,7 +99,8 @@ mod tests {
     #[test]
     fn a_child_has_what_it_was_given_and_nothing_else() {
         let (given, _) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let (kept, _) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        // As a shell leaves them open.
+        let (kept, _) = pipe_with(PipeFlags::empty()).unwrap();
         let mut command = Command::new("sh");
         let script = "[ -e /proc/self/fd/$1 ] && [ ! -e /proc/self/fd/$2 ]";
         let [given_number, kept_number] = [&given, &kept].map(|fd| fd.as_raw_fd().to_string());

@@ -54,3 +54,27 @@ pub fn size() -> Option<(u16, u16)> {
         .or_else(|| size(&stderr()))?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
+
+/// At most `max` characters of what a guest said, without what could change a terminal or the order of what is read on it.
+#[must_use]
+pub fn printable(text: &str, max: usize) -> String {
+    let changes = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let shown = |c| if changes(c) { '\u{fffd}' } else { c };
+    text.chars().take(max).map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_changes_a_terminal_is_printable() {
+        let text = "a\u{1b}[2J\u{202e}b\r\n\u{9b}c";
+        let shown = printable(text, 100);
+        assert_eq!(shown, "a\u{fffd}[2J\u{fffd}b\u{fffd}\u{fffd}\u{fffd}c");
+        assert_eq!(printable(text, 1), "a");
+    }
+}

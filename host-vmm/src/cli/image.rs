@@ -1,8 +1,9 @@
 //! `vmm image`.
 
 use std::{
-    fs::File,
+    fs::{DirBuilder, File},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -194,7 +195,7 @@ impl Input<'_> {
         }
         let root = environment.paths.root();
         let spool = || {
-            std::fs::create_dir_all(root)?;
+            DirBuilder::new().recursive(true).mode(0o755).create(root)?;
             let flags = rustix::fs::OFlags::TMPFILE
                 | rustix::fs::OFlags::RDWR
                 | rustix::fs::OFlags::CLOEXEC;

@@ -126,8 +126,11 @@ impl Directory {
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         !hidden
-            && state::read::<ContainerSpec>(&self.config())
-                .is_ok_and(|spec| spec.is_some_and(|spec| !spec.auto_remove))
+            // What cannot be read may be what somebody wants back.
+            && !matches!(
+                state::read::<ContainerSpec>(&self.config()),
+                Ok(Some(spec)) if spec.auto_remove
+            )
     }
 
     /// Makes the directory, takes its lock, and writes down what it is.

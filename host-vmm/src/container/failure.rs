@@ -4,6 +4,11 @@ use std::io;
 
 use agent_protocol::{Stage, StartError};
 
+use crate::terminal::printable;
+
+/// Characters of a guest's text that are shown.
+const MAX_TEXT: usize = 400;
+
 /// `vmm`'s own failure.
 pub const FAILED: u8 = 125;
 /// The program is there, but cannot be executed.
@@ -25,12 +30,7 @@ pub fn exit_code(error: &StartError) -> u8 {
 #[must_use]
 pub fn explain(error: &StartError) -> Vec<String> {
     // The guest may have written anything, for a terminal too.
-    let text: String = error
-        .text
-        .chars()
-        .take(400)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
+    let text = printable(&error.text, MAX_TEXT);
     let what = match error.stage {
         Stage::System => "Cannot set up the guest:",
         Stage::Root => "Cannot mount the container's root file system:",
@@ -41,7 +41,8 @@ pub fn explain(error: &StartError) -> Vec<String> {
         Stage::Execute => "Cannot execute",
     };
     let mut lines = vec![format!("{what} {text}")];
-    if error.errno != 0 {
+    // Linux has no others.
+    if (1..4096).contains(&error.errno) {
         lines.push(describe(error.errno));
     }
     lines

@@ -211,14 +211,18 @@ impl Containers {
         self.read(&id)?.ok_or_else(not_found)
     }
 
-    /// All containers, the newest first.
+    /// All containers, the newest first. One that cannot be read is left out, with a warning: it must not keep the others
+    /// from being seen.
     ///
     /// # Errors
-    /// One cannot be read.
+    /// The directory of containers cannot be read.
     pub fn list(&self) -> Result<Vec<Found>, StoreError> {
         let mut found = Vec::new();
         for id in self.ids()? {
-            found.extend(self.read(&id)?);
+            match self.read(&id) {
+                Ok(one) => found.extend(one),
+                Err(error) => tracing::warn!("Left a container out: {error}"),
+            }
         }
         found.sort_by_key(|found| Reverse(found.spec.created_ns));
         Ok(found)
@@ -307,9 +311,15 @@ impl Containers {
     fn read(&self, id: &str) -> Result<Option<Found>, StoreError> {
         let directory = self.at(id);
         let alive = directory.is_locked();
-        let Some(spec) = state::read(&directory.config())? else {
+        let Some(spec) = state::read::<ContainerSpec>(&directory.config())? else {
             return Ok(None);
         };
+        if spec.id != id {
+            return Err(StoreError::Damaged {
+                path: directory.config(),
+                source: serde::de::Error::custom("it is another container's"),
+            });
+        }
         let mut state: State = state::read(&directory.state())?.unwrap_or_default();
         if !alive && state.status == Status::Running {
             // Its supervisor had no time to say so.

@@ -200,8 +200,15 @@ fn another_versions_directory_is_left_alone() {
 fn damaged_records_are_named() {
     let folder = Folder::new();
     let containers = folder.containers();
-    let (spec, directory, _lock) = create(&containers, None, false).unwrap();
+    let (spec, directory, lock) = create(&containers, None, false).unwrap();
     fs::write(directory.config(), b"{\"id\": 3}").unwrap();
     let error = containers.find(&spec.id).unwrap_err();
     assert!(error.to_string().contains("config.json"), "{error}");
+    let (other, ..) = create(&containers, None, false).unwrap();
+    fs::copy(containers.at(&other.id).config(), directory.config()).unwrap();
+    assert!(containers.find(&spec.id).is_err());
+    assert_eq!(containers.list().unwrap().len(), 1);
+    drop(lock);
+    containers.sweep();
+    assert!(directory.path().is_dir());
 }

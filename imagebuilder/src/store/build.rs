@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::ops::Range;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use super::change::{Work, disk};
@@ -106,7 +106,10 @@ impl Build<'_> {
     fn run(self, spool: &mut Spool, unpacked: &mut Unpacked, work: &Work) -> Result<(), Error> {
         let tree = self.tree(spool, unpacked)?;
         let directory = work.path.join(self.description.digest.hex());
-        std::fs::create_dir(&directory).map_err(disk("create", &directory))?;
+        std::fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&directory)
+            .map_err(disk("create", &directory))?;
 
         let rootfs = directory.join(ROOTFS);
         let file = OpenOptions::new()

@@ -1,6 +1,7 @@
 //! What changes a store, and what keeps two such changes apart.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -149,7 +150,12 @@ impl Store {
             let source = std::io::ErrorKind::ReadOnlyFilesystem.into();
             return Err(disk("write to", &images)(source));
         }
-        std::fs::create_dir_all(&images).map_err(disk("create", &images))?;
+        // Whatever the umask: who can write here chooses what others' containers run.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&images)
+            .map_err(disk("create", &images))?;
         let _lock = self.lock()?;
         sweep(&images)?;
         Work::create(&images)
@@ -164,7 +170,7 @@ impl Store {
             source,
         };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-        let file = open(&path, flags, Mode::from_raw_mode(0o644));
+        let file = open(&path, flags, Mode::from_raw_mode(0o600));
         let file: File = file.map_err(|error| failed(error.into()))?.into();
         let began = Instant::now();
         loop {
@@ -199,7 +205,7 @@ impl Work {
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = images.join(format!("{TRANSIENT}{}-{number}", std::process::id()));
-            match std::fs::create_dir(&path) {
+            match DirBuilder::new().mode(0o755).create(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
                 created => created.map_err(disk("create", &path))?,
             }

@@ -13,11 +13,19 @@ use std::{
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::terminal::printable;
+
 /// Size in bytes at which the log is moved aside and begun anew: twice this is kept at most.
 const MAX_LOG: u64 = 512 << 10;
 
 /// Bytes at the end that are kept for an error message.
 const TAIL: usize = 8 << 10;
+
+/// Characters of a line that are shown.
+const MAX_LINE: usize = 200;
+
+/// Reads before others have their turn.
+const READS: usize = 16;
 
 /// Lines of them that are shown.
 const SHOWN: usize = 12;
@@ -54,7 +62,7 @@ impl Console {
     /// Takes what has been printed. Says whether more may come.
     pub fn take(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
-        loop {
+        for _ in 0..READS {
             match self.pipe.read(&mut buffer) {
                 Ok(0) => return false,
                 Ok(count) => self.add(&buffer[..count]),
@@ -62,6 +70,7 @@ impl Console {
                 Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
             }
         }
+        true
     }
 
     fn add(&mut self, bytes: &[u8]) {
@@ -99,7 +108,7 @@ impl Console {
     fn lines(&self) -> Vec<String> {
         let text = String::from_utf8_lossy(&self.tail);
         text.lines()
-            .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
+            .map(|line| printable(line.trim_end(), MAX_LINE))
             .filter(|line| !line.trim().is_empty())
             .collect()
     }
@@ -146,7 +155,7 @@ mod tests {
         assert!(!console.take());
         assert_eq!(
             console.panic().unwrap(),
-            "Kernel panic - not syncing: [1mno init"
+            "Kernel panic - not syncing: \u{fffd}[1mno init"
         );
         assert_eq!(console.last_lines().last().unwrap(), "[ 1.1] CPU: 0");
         let mut kept = 0;

@@ -23,12 +23,22 @@ use crate::{
         state::Status,
         timeline::{Event, Timeline, wall_clock_ns},
     },
+    terminal::printable,
     vm::Vm,
 };
 
 /// How long a guest may take to say hello, and then to execute the program. Software emulation on a busy machine with
 /// many starts at once is slow; a guest that hangs is to be found out all the same.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a machine may go on whose init has hung up. As a rule it is restarting, and gone at once.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Frames taken before others have their turn: a guest may never stop.
+const FRAMES: usize = 64;
+
+/// Characters of a guest's line that reach the log.
+const MAX_LOG_LINE: usize = 400;
 
 /// The size of a terminal whose size nobody knows.
 const DEFAULT_SIZE: WindowSize = WindowSize {
@@ -63,6 +73,10 @@ pub struct Running {
     size: WindowSize,
     timeline: Timeline,
     console_open: bool,
+    /// There may be frames that have arrived and not been looked at.
+    frames_left: bool,
+    /// The guest's init has hung up: its machine may go on so long.
+    silent_until: Option<Instant>,
 }
 
 /// What is still there when the container is over.
@@ -141,6 +155,8 @@ impl Running {
             size: DEFAULT_SIZE,
             timeline: parts.timeline,
             console_open: true,
+            frames_left: false,
+            silent_until: None,
         }
     }
 
@@ -185,9 +201,6 @@ impl Running {
     /// Waits for something to happen and deals with it.
     fn turn(&mut self, record: &mut Record) -> io::Result<Option<End>> {
         let ready = self.wait()?;
-        if ready.is_empty() {
-            return Ok(self.overdue());
-        }
         let mut gone = false;
         for source in ready {
             let end = match source {
@@ -220,19 +233,26 @@ impl Running {
                 return Ok(end);
             }
         }
-        Ok(gone.then(|| self.last_words(record)))
+        if gone {
+            return Ok(Some(self.last_words(record)));
+        }
+        Ok(self.overdue())
     }
 
     /// What is ready; nothing if the deadline has passed.
     fn wait(&self) -> io::Result<Vec<Source>> {
         let machine = &self.machine;
         let gone = machine.vm.gone();
+        // Those who may end the container come before the guest, which can keep us busy.
         let mut sources: Vec<(Source, BorrowedFd<'_>, PollFlags)> = vec![
-            (Source::Gone, gone, PollFlags::IN),
-            (Source::Listener, machine.listener.as_fd(), PollFlags::IN),
-            (Source::Socket, self.socket.as_fd(), PollFlags::IN),
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
+            (Source::Socket, self.socket.as_fd(), PollFlags::IN),
         ];
+        for (index, channel) in self.attached.iter().enumerate() {
+            sources.push((Source::Attached(index), channel.as_fd(), PollFlags::IN));
+        }
+        sources.push((Source::Gone, gone, PollFlags::IN));
+        sources.push((Source::Listener, machine.listener.as_fd(), PollFlags::IN));
         if self.console_open {
             sources.push((Source::Console, machine.console.as_fd(), PollFlags::IN));
         }
@@ -243,18 +263,20 @@ impl Running {
         }
         let pending = self.streams.pending();
         sources.extend(pending.map(|fd| (Source::Streams, fd, PollFlags::IN)));
-        for (index, channel) in self.attached.iter().enumerate() {
-            sources.push((Source::Attached(index), channel.as_fd(), PollFlags::IN));
-        }
         let mut fds: Vec<PollFd<'_>> = sources
             .iter()
             .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
             .collect();
         loop {
-            let timeout = self
+            let left = self
                 .deadline()
-                .map(|deadline| deadline.saturating_duration_since(Instant::now()))
-                .and_then(|left| Timespec::try_from(left).ok());
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = if self.frames_left {
+                Some(Duration::ZERO)
+            } else {
+                left
+            };
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) => break,
                 Err(Errno::INTR) => {}
@@ -262,21 +284,33 @@ impl Running {
             }
         }
         let ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let is_left = |source: &Source| self.frames_left && matches!(source, Source::Control);
         Ok(sources
             .iter()
             .zip(ready)
-            .filter_map(|((source, _, _), ready)| ready.then_some(*source))
+            .filter_map(|((source, _, _), ready)| (ready || is_left(source)).then_some(*source))
             .collect())
     }
 
     fn deadline(&self) -> Option<Instant> {
-        match self.phase {
+        let phase = match self.phase {
             Phase::Booting { deadline } | Phase::Starting { deadline } => Some(deadline),
             Phase::Running => None,
-        }
+        };
+        [phase, self.silent_until].into_iter().flatten().min()
     }
 
+    /// Why the guest is given up, if it has had its time.
     fn overdue(&self) -> Option<End> {
+        self.deadline()
+            .filter(|deadline| Instant::now() >= *deadline)?;
+        if self
+            .silent_until
+            .is_some_and(|until| Instant::now() >= until)
+        {
+            let what = "The guest's init hung up, and its machine goes on without it";
+            return Some(End::Broken(vec![what.to_owned()]));
+        }
         let seconds = START_TIMEOUT.as_secs();
         let what = match self.phase {
             Phase::Booting { .. } => "The guest's init did not come up",
@@ -307,8 +341,10 @@ impl Running {
         }
     }
 
+    /// Deals with some of what the guest says.
     fn take_frames(&mut self, record: &mut Record) -> Option<End> {
-        loop {
+        self.frames_left = false;
+        for _ in 0..FRAMES {
             let control = self.machine.control.as_mut()?;
             let frame = match control.flush().and_then(|()| control.receive()) {
                 Ok(Some(frame)) => frame,
@@ -316,6 +352,7 @@ impl Running {
                 Err(ControlError::Io(_)) => {
                     // The guest is gone or on its way: how, the machine will say.
                     self.machine.control = None;
+                    self.silent_until = Some(Instant::now() + SILENCE);
                     return None;
                 }
                 Err(error) => return Some(End::Broken(chain(&error))),
@@ -325,6 +362,8 @@ impl Running {
                 return end;
             }
         }
+        self.frames_left = true;
+        None
     }
 
     fn take_frame(&mut self, frame: GuestFrame, record: &mut Record) -> Option<End> {
@@ -335,6 +374,9 @@ impl Running {
                 // The command that started the container says first of all how large its terminal is.
                 let end = self.take_messages(0);
                 end.or_else(|| self.boot(record).err().map(End::Broken))
+            }
+            GuestFrame::Started(_) if !matches!(self.phase, Phase::Starting { .. }) => {
+                Some(End::Broken(chain(&ControlError::OutOfTurn)))
             }
             GuestFrame::Started(started) => {
                 self.timeline.note_started(&started);
@@ -349,7 +391,7 @@ impl Running {
             }
             GuestFrame::Error(error) => Some(End::Refused(error)),
             GuestFrame::Log { level, text } => {
-                let text: String = text.chars().filter(|c| !c.is_control()).collect();
+                let text = printable(&text, MAX_LOG_LINE);
                 match level {
                     Level::Warn => tracing::warn!("Guest: {text}"),
                     Level::Debug => tracing::debug!("Guest: {text}"),
@@ -459,7 +501,11 @@ impl Running {
     /// The machine is gone: what it said before that counts.
     fn last_words(&mut self, record: &mut Record) -> End {
         self.take_connections();
-        let end = self.take_frames(record);
+        let mut end = self.take_frames(record);
+        // Nothing is added to it any more.
+        while end.is_none() && self.frames_left {
+            end = self.take_frames(record);
+        }
         self.pass_streams();
         end.unwrap_or(End::Gone)
     }

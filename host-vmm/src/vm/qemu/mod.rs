@@ -34,6 +34,7 @@ use super::{Hypervisor, Vm, VmConfig, VmError, memory::SharedMemory};
 use crate::{
     devices::{transport::vhost_user::Server, vsock::Vsock},
     process::{Bond, spawn},
+    terminal::printable,
 };
 
 /// The emulator's program.
@@ -41,6 +42,9 @@ const PROGRAM: &str = "qemu-system-x86_64";
 
 /// Most of what QEMU prints that is kept for an error, in bytes.
 const MAX_OUTPUT: usize = 4096;
+
+/// How long QEMU may take to end after it has let go of our device.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How long what a dead guest has sent may take to reach whoever reads it on the host.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -145,7 +149,7 @@ struct QemuVm {
     server: Server,
     output: File,
     /// Watched by `gone`, which it must outlive.
-    _pidfd: OwnedFd,
+    pidfd: OwnedFd,
     /// An epoll descriptor over everything that means the end.
     gone: OwnedFd,
 }
@@ -159,7 +163,7 @@ impl QemuVm {
                 killed: false,
                 server,
                 output,
-                _pidfd: pidfd,
+                pidfd,
                 gone,
             }),
             Err(error) => {
@@ -176,14 +180,11 @@ impl QemuVm {
         let count = self.output.read(&mut bytes).unwrap_or(0);
         let text = String::from_utf8_lossy(&bytes[..count]);
         let lines: Vec<_> = text.lines().map(str::trim).collect();
-        lines.join("; ")
+        printable(&lines.join("; "), MAX_OUTPUT)
     }
 
     fn wait_until_drained(&self) {
-        let timeout = Timespec::try_from(DRAIN).ok();
-        let ended = self.server.ended();
-        let mut fds = [PollFd::new(&ended, PollFlags::IN)];
-        while poll(&mut fds, timeout.as_ref()) == Err(rustix::io::Errno::INTR) {}
+        is_readable_within(self.server.ended(), DRAIN);
     }
 }
 
@@ -218,6 +219,11 @@ impl Vm for QemuVm {
         if device.is_some() {
             self.kill();
         }
+        // Without its device, too, but it may only be on its way.
+        let hung = !self.killed && !is_readable_within(self.pidfd.as_fd(), FAREWELL);
+        if hung {
+            self.kill();
+        }
         let status = match self.ended {
             Some(status) => status,
             None => self.child.wait()?,
@@ -230,6 +236,7 @@ impl Vm for QemuVm {
             Some(failure) => Some(format!(
                 "The guest broke the rules of its vsock device: {failure}"
             )),
+            None if hung => Some("QEMU hung up its device and did not end".to_owned()),
             None if self.killed || status.success() => None,
             None => {
                 let how = match status.signal() {
@@ -251,6 +258,18 @@ impl Drop for QemuVm {
         if self.ended.is_none() {
             // It was killed: this does not take long.
             let _ = self.child.wait();
+        }
+    }
+}
+
+/// Waits for a descriptor, and says whether it became readable in time.
+fn is_readable_within(fd: BorrowedFd<'_>, time: Duration) -> bool {
+    let timeout = Timespec::try_from(time).ok();
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other == Ok(1),
         }
     }
 }
