@@ -90,12 +90,88 @@ fn frames_that_lie_or_are_many_do_no_harm() {
 }
 
 #[test]
+fn a_start_that_is_told_of_twice_ends_the_machine() {
+    let root = Root::new();
+    for word in ["started-often", "started-for-ever"] {
+        let run = hostile(&root, word, &["--rm"]).finish();
+        run.fails("out of turn").stdout("");
+    }
+    root.expect_nothing_left();
+}
+
+#[test]
+fn a_guest_that_never_stops_talking_can_be_ended() {
+    let root = Root::new();
+    let run = hostile(&root, "logs-for-ever", &["--rm", "--name", "chatty"]).start();
+    let machine = wait_until(end_to_end::DEADLINE, || {
+        let helpers = run.helpers();
+        helpers.iter().any(|helper| !helper.is_vmm()).then_some(())
+    });
+    assert!(machine.is_some(), "a machine");
+    // Until it talks.
+    std::thread::sleep(WATCHED);
+    let removal = root.vmm(["rm", "-f", "chatty"]).start();
+    removal.finish_within(Duration::from_secs(5)).code(0);
+    run.finish_within(Duration::from_secs(5)).code(137);
+    root.expect_nothing_left();
+}
+
+#[test]
+fn a_guest_that_never_stops_talking_ends_with_its_command() {
+    let root = Root::new();
+    let run = hostile(&root, "logs-for-ever", &["--rm"]).start();
+    let machine = wait_until(end_to_end::DEADLINE, || {
+        let helpers = run.helpers();
+        helpers.iter().any(|helper| !helper.is_vmm()).then_some(())
+    });
+    assert!(machine.is_some(), "a machine");
+    std::thread::sleep(WATCHED);
+    drop(run);
+    let left = root.processes_after(Duration::from_secs(5));
+    for process in &left {
+        process.kill();
+    }
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn an_init_that_hangs_up_is_found_out_at_once() {
+    let root = Root::new();
+    for word in ["hang-up", "hang-up-started"] {
+        let run = hostile(&root, word, &["--rm"]).start();
+        let run = run.finish_within(Duration::from_secs(20));
+        run.fails("").stdout("");
+    }
+}
+
+#[test]
+fn what_a_guest_says_to_the_log_is_cut() {
+    let root = Root::new();
+    let words = ["--log-level", "warn", "run", "--rm", "--accel"];
+    let run = root
+        .vmm(words)
+        .arg(end_to_end::accelerator())
+        .args(["-m", "128m", "--cmdline-append", "hostile=long-logs"])
+        .arg("--initfs")
+        .arg(root.initfs_of("hostile-init"))
+        .args(["busybox", "true"])
+        .finish();
+    run.code(42);
+    let error = run.error_text();
+    run.check(error.len() < 64 << 10, "less than 64 KiB of log");
+}
+
+#[test]
 fn an_error_of_the_guest_is_cut_and_cannot_touch_the_terminal() {
     let root = Root::new();
     let run = hostile(&root, "long-error", &["--rm"]).finish();
     run.code(126).complains("Cannot execute").stdout("");
     let error = run.error_text();
-    let harmless = error.chars().all(|c| c == '\n' || !c.is_control());
+    // Nor may it turn the direction of writing: what is shown is to be what is there.
+    let turns = |c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let harmless = error
+        .chars()
+        .all(|c| c == '\n' || !(c.is_control() || turns(c)));
     run.check(harmless, "no control characters");
     run.check(error.len() < 2000, "less than 2000 bytes of error");
 }

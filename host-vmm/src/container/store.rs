@@ -12,7 +12,7 @@ use std::{
     ffi::OsStr,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -89,6 +89,14 @@ pub enum StoreError {
         /// Its format.
         found: String,
     },
+    /// Somebody else could change what is run.
+    #[error("{} belongs to another user (uid {owner}), who could change what runs there; use a --root of your own", .path.display())]
+    Owner {
+        /// The root.
+        path: PathBuf,
+        /// Who owns it.
+        owner: u32,
+    },
     /// A name that is none.
     #[error(
         "{0:?} cannot be a container's name: it takes letters, digits and any of _.- after the first, 2 to 128 of them"
@@ -137,6 +145,14 @@ impl Containers {
     /// Another version wrote there.
     pub fn open(paths: &Paths) -> Result<Self, StoreError> {
         let root = paths.root();
+        let owner = root.metadata().map(|metadata| metadata.uid()).ok();
+        let own = rustix::process::geteuid().as_raw();
+        if let Some(owner) = owner.filter(|owner| *owner != own && *owner != 0) {
+            return Err(StoreError::Owner {
+                path: root.to_owned(),
+                owner,
+            });
+        }
         let format = root.join("format");
         match fs::read_to_string(&format) {
             Ok(found) if found == FORMAT => {}
@@ -279,7 +295,22 @@ impl Containers {
                 _ => directory.delete(),
             }
         }
+        self.sweep_names();
         self.sweep_sockets();
+    }
+
+    /// Removes names whose containers are no more.
+    fn sweep_names(&self) {
+        let entries = fs::read_dir(self.directory.join("names"));
+        for entry in entries.into_iter().flatten().flatten() {
+            let owner = entry
+                .file_name()
+                .into_string()
+                .map(|name| self.owner_of(&name));
+            if owner == Ok(None) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Removes the sockets of supervisors that are no more.
@@ -320,7 +351,17 @@ impl Containers {
                 source: serde::de::Error::custom("it is another container's"),
             });
         }
-        let mut state: State = state::read(&directory.state())?.unwrap_or_default();
+        // It only says how the container fares: without it, the container can still be removed.
+        let mut state: State = state::read(&directory.state())
+            .unwrap_or_else(|error| {
+                tracing::warn!("{error}");
+                Some(State {
+                    status: Status::Exited,
+                    error: Some(error.to_string()),
+                    ..State::default()
+                })
+            })
+            .unwrap_or_default();
         if !alive && state.status == Status::Running {
             // Its supervisor had no time to say so.
             state.status = Status::Exited;
