@@ -96,10 +96,9 @@ fn count(content: &str, key: &str) -> u64 {
 
 fn read(path: &str) -> io::Result<String> {
     let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut content = vec![0; MAX_FILE];
+    let mut content = [0; MAX_FILE];
     let len = io::read(file, &mut content)?;
-    content.truncate(len);
-    Ok(String::from_utf8_lossy(&content).into_owned())
+    Ok(String::from_utf8_lossy(&content[..len]).into_owned())
 }
 
 #[cfg(test)]

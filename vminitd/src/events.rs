@@ -80,6 +80,8 @@ struct Parts {
     root: MountedRoot,
     relays: Vec<Watched>,
     terminal: Option<Terminal>,
+    /// Kept for as long as the VM lives: see [`Child::namespaces`].
+    namespaces: [Option<OwnedFd>; 2],
     /// Signals that came before the program was executed.
     early_signals: Vec<u8>,
 }
@@ -155,6 +157,7 @@ impl Loop {
                 root,
                 relays,
                 terminal,
+                namespaces: [None, None],
                 early_signals: Vec::new(),
             },
             phase: Phase::Starting(child),
@@ -270,6 +273,7 @@ impl Loop {
             Some(Outcome::Executed { mounted_ns }) => mounted_ns,
         };
         let main = child.pid;
+        self.container.namespaces = std::mem::take(&mut child.namespaces);
         self.phase = Phase::Running {
             main,
             killed_for: None,

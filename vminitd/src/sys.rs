@@ -18,8 +18,8 @@ use crate::devices::Instruction;
 pub enum Forked {
     /// To the child.
     Child,
-    /// To the parent.
-    Parent(Pid),
+    /// To the parent: the child and a descriptor that stands for it (`pidfd_open(2)`).
+    Parent(Pid, OwnedFd),
 }
 
 /// `fork` into new namespaces (`CLONE_NEW*` flags) and into the cgroup whose directory is `cgroup`.
@@ -31,7 +31,9 @@ pub fn fork(namespaces: u64, cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
     let signal = u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?;
     // SAFETY: all fields are integers, for which zero means "not used".
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = namespaces | CLONE_INTO_CGROUP;
+    let mut pidfd: libc::c_int = -1;
+    arguments.flags = namespaces | CLONE_INTO_CGROUP | CLONE_PIDFD;
+    arguments.pidfd = (&raw mut pidfd).expose_provenance() as u64;
     arguments.exit_signal = signal;
     arguments.cgroup = descriptor;
     // SAFETY: without CLONE_VM the child runs on a copy of our memory and stack, as after fork(2). This
@@ -45,15 +47,35 @@ pub fn fork(namespaces: u64, cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
     };
     match i32::try_from(pid) {
         Ok(0) => Ok(Forked::Child),
-        Ok(pid) if pid > 0 => Pid::from_raw(pid)
-            .map(Forked::Parent)
-            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        Ok(pid) if pid > 0 => {
+            // SAFETY: the kernel has made it for us, and nobody else knows of it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Pid::from_raw(pid)
+                .map(|pid| Forked::Parent(pid, pidfd))
+                .ok_or_else(|| io::ErrorKind::InvalidData.into())
+        }
         _ => Err(io::Error::last_os_error()),
     }
 }
 
 /// `clone3(2)`; not in every libc's headers.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
+const CLONE_PIDFD: u64 = 1 << 12;
+
+/// Takes hold of a process's mount and IPC namespaces, so that they outlive the process. Gives none before Linux 6.11.
+pub fn namespaces(pidfd: &OwnedFd) -> [Option<OwnedFd>; 2] {
+    [PIDFD_GET_MNT_NAMESPACE, PIDFD_GET_IPC_NAMESPACE].map(|request| {
+        // SAFETY: the requests take a zero, and give a descriptor of our own or an error.
+        unsafe {
+            let fd = libc::ioctl(pidfd.as_raw_fd(), request, 0);
+            (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
+        }
+    })
+}
+
+/// `_IO(0xff, N)`: `linux/pidfd.h`.
+const PIDFD_GET_IPC_NAMESPACE: libc::Ioctl = 0xff02;
+const PIDFD_GET_MNT_NAMESPACE: libc::Ioctl = 0xff03;
 
 /// Makes the cgroup this process is in the root of what it sees of cgroups.
 ///

@@ -19,9 +19,8 @@ use crate::{
 pub const DEV: &str = "/dev";
 /// Processes of the whole VM.
 const PROC: &str = "/proc";
-const SYS: &str = "/sys";
 /// All cgroups.
-pub const CGROUPS: &str = "/sys/fs/cgroup";
+pub const CGROUPS: &str = "/cgroups";
 /// The pseudo-terminals that the container sees as `/dev/pts`.
 pub const TERMINALS: &str = "/terminals";
 
@@ -55,7 +54,6 @@ pub fn mount_own() -> Result<(), Failure> {
     for (kind, target, flags, data) in [
         ("devtmpfs", DEV, DEVICES, None),
         ("proc", PROC, QUIET, None),
-        ("sysfs", SYS, QUIET, None),
         ("cgroup2", CGROUPS, QUIET, None),
         ("devpts", TERMINALS, DEVICES, Some(terminals)),
     ] {
@@ -63,7 +61,7 @@ pub fn mount_own() -> Result<(), Failure> {
             .and_then(|()| mount(kind, target, kind, flags, data))
             .during(Stage::System, format!("{kind} on {target}"))?;
     }
-    protect_from_oom_killer().during(Stage::System, "/proc/self/oom_score_adj")
+    Ok(())
 }
 
 /// Sets what the host says about the world outside, and what programs expect of a machine.
@@ -118,9 +116,4 @@ pub fn make_directory(path: &str) -> io::Result<()> {
 pub fn write(path: &str, value: &str) -> io::Result<()> {
     let file = open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     io::write(file, value.as_bytes()).map(drop)
-}
-
-/// Without PID 1 there is no VM: the container's processes go first.
-fn protect_from_oom_killer() -> io::Result<()> {
-    write("/proc/self/oom_score_adj", "-1000")
 }

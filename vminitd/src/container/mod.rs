@@ -1,24 +1,22 @@
 //! The container's first process: PID 1 of its own PID namespace.
 //!
 //! It is forked into its namespaces, sets up what it sees and what it is, and executes the program. On the way it
-//! has one socket to PID 1 of the VM, on which it reports at most one message; the socket closes by itself when
-//! the program is executed.
+//! has one pipe to PID 1 of the VM, on which it reports at most one message; the pipe closes by itself when the
+//! program is executed.
 
 mod filesystem;
 mod process;
 
 use std::{
     convert::Infallible,
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use agent_protocol::{Boot, Decoder, GuestFrame, Stage, StartError, Started, encode};
 use rustix::{
     fs::Mode,
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
     process::{Pid, umask},
     system::sethostname,
 };
@@ -36,8 +34,11 @@ pub use process::Streams;
 pub struct Child {
     /// Its id in the VM's PID namespace.
     pub pid: Pid,
-    socket: UnixStream,
+    pipe: OwnedFd,
     report: Report,
+    /// Keeps the kernel from taking the container's namespaces down, mount by mount, as the process ends and before
+    /// anybody hears of it: the whole VM ends right after.
+    pub namespaces: [Option<OwnedFd>; 2],
 }
 
 /// How a child's way ended.
@@ -59,30 +60,31 @@ impl Child {
     /// If there is no process or socket to be had.
     pub fn start(boot: &Boot, streams: Streams, cgroup: &Cgroup) -> Result<Self, Failure> {
         let what = "the container's process";
-        let (socket, to_parent) = UnixStream::pair().during(Stage::System, what)?;
-        socket.set_nonblocking(true).during(Stage::System, what)?;
+        let (pipe, to_parent) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).during(Stage::System, what)?;
         let namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
         let namespaces = u64::from(namespaces.unsigned_abs());
         match sys::fork(namespaces, cgroup.as_fd()).during(Stage::System, what)? {
             Forked::Child => run_child(boot, streams, to_parent),
-            Forked::Parent(pid) => Ok(Self {
+            Forked::Parent(pid, pidfd) => Ok(Self {
                 pid,
-                socket,
+                pipe,
                 report: Report::default(),
+                namespaces: sys::namespaces(&pidfd),
             }),
         }
     }
 
-    /// How it went, once that is known. Call it when the child's socket is readable or the child has ended.
+    /// How it went, once that is known. Call it when the child's pipe is readable or the child has ended.
     pub fn outcome(&mut self) -> Option<Outcome> {
         let mut buffer = [0; 1024];
         loop {
-            match self.socket.read(&mut buffer) {
+            match rustix::io::read(&self.pipe, &mut buffer) {
                 Ok(0) => break,
                 Ok(count) => self.report.add(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(Errno::AGAIN) => return None,
+                Err(Errno::INTR) => {}
                 Err(_) => break,
             }
         }
@@ -92,7 +94,7 @@ impl Child {
 
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.pipe.as_fd()
     }
 }
 
@@ -117,7 +119,7 @@ impl Report {
         }
     }
 
-    /// What it comes to when nothing follows: the socket was closed, by the program's execution or by the
+    /// What it comes to when nothing follows: the pipe was closed, by the program's execution or by the
     /// child's end.
     fn outcome(self) -> Outcome {
         match (self.error, self.started) {
@@ -134,20 +136,20 @@ impl Report {
 }
 
 /// The child's whole life before its program.
-fn run_child(boot: &Boot, streams: Streams, mut socket: UnixStream) -> ! {
+fn run_child(boot: &Boot, streams: Streams, pipe: OwnedFd) -> ! {
     end::become_child();
-    let failure = match become_container(boot, streams, &mut socket) {
+    let failure = match become_container(boot, streams, &pipe) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
-    send(&mut socket, &GuestFrame::Error(failure.into()));
+    send(&pipe, &GuestFrame::Error(failure.into()));
     sys::exit_child(1)
 }
 
 fn become_container(
     boot: &Boot,
     streams: Streams,
-    socket: &mut UnixStream,
+    pipe: &OwnedFd,
 ) -> Result<Infallible, Failure> {
     umask(Mode::empty());
     sys::unshare_cgroup_namespace().during(Stage::Mount, "a cgroup namespace")?;
@@ -164,14 +166,14 @@ fn become_container(
         mounted_ns,
         executed_ns: 0,
     };
-    send(socket, &GuestFrame::Started(started));
+    send(pipe, &GuestFrame::Started(started));
     Err(process.execute())
 }
 
-/// Tells PID 1. If that fails PID 1 takes the child's end for what it is.
-fn send(socket: &mut UnixStream, frame: &GuestFrame) {
+/// Tells PID 1. If that fails PID 1 takes the child's end for what it is. A pipe takes one frame of these at once.
+fn send(pipe: &OwnedFd, frame: &GuestFrame) {
     if let Ok(bytes) = encode(frame) {
-        let _ = socket.write_all(&bytes);
+        let _ = rustix::io::write(pipe, &bytes);
     }
 }
 

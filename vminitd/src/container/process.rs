@@ -19,7 +19,7 @@ use rustix::{
 use super::filesystem::make_directories;
 use crate::{
     failure::{During, Failure, shown},
-    sys, system,
+    sys,
     user::{Identity, read_file},
 };
 
@@ -173,8 +173,7 @@ fn is_null(stream: &OwnedFd) -> bool {
 fn limit() -> Result<(), Errno> {
     let limit = |current, maximum| Rlimit { current, maximum };
     setrlimit(Resource::Nofile, limit(Some(1024), Some(1_048_576)))?;
-    setrlimit(Resource::Nproc, limit(None, None))?;
-    system::write("/proc/self/oom_score_adj", "0")
+    setrlimit(Resource::Nproc, limit(None, None))
 }
 
 /// Leaves the process with `mask` as its bounding set, and all of that if it is root's.
