@@ -101,6 +101,15 @@ impl Writer {
         sync_directory(directory_of(&self.path))
     }
 
+    /// As [`commit`](Self::commit), with a name that was not known before, in the same file system.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn commit_as(mut self, path: &Path) -> io::Result<()> {
+        self.path = path.to_path_buf();
+        self.commit()
+    }
+
     /// Gives the file its name, and leaves it to the kernel when it reaches the disk: for what nobody will want after a
     /// power cut.
     ///

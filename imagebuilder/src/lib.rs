@@ -2,12 +2,14 @@
 
 pub mod atomic;
 pub mod ext4;
+pub mod hashes;
 pub mod initfs;
 pub mod kernel;
 pub mod oci;
 pub mod progress;
 pub mod recipe;
 pub mod reference;
+pub mod sha256;
 pub mod spool;
 pub mod store;
 pub mod tarball;

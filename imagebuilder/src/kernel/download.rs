@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::source::{hash, remove};
+use super::source::remove;
 use super::variant::Release;
 use super::{Error, child, lock};
 use crate::progress::Progress;
+use crate::sha256;
 
 /// Where the directories of all major versions are.
 const UPSTREAM: &str = "https://cdn.kernel.org/pub/linux/kernel";
@@ -55,9 +56,9 @@ fn fetch(url: &str, sha256: &str, directory: &Path, progress: &Progress) -> Resu
     let what = format!("Downloading {url}");
     child::run("curl", curl, &what, &log, &lock, |_| ())?;
 
-    let found = File::open(&part).and_then(|mut file| {
+    let found = File::open(&part).and_then(|file| {
         file.sync_all()?;
-        hash(&mut file)
+        sha256::of_reader(file)
     });
     let found = found.map_err(|source| Error::read(&part, source))?;
     if found != sha256 {
@@ -76,9 +77,7 @@ fn fetch(url: &str, sha256: &str, directory: &Path, progress: &Progress) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::hex;
     use crate::testing::{Folder, tool_output};
-    use sha2::{Digest, Sha256};
 
     #[test]
     fn a_download_is_kept_if_it_is_what_was_named() {
@@ -97,7 +96,7 @@ mod tests {
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
         assert!(!directory.join("part").exists());
 
-        let sha256 = hex(&Sha256::digest("source"));
+        let sha256 = sha256::of("source");
         let tarball = fetch(&sha256).unwrap();
         assert_eq!(std::fs::read(&tarball).unwrap(), b"source");
         // It is there, so nobody asks upstream again.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! kernel/download/           tarballs that no package has
-//! kernel/identity/           the SHA-256 of each tarball that was seen
+//! kernel/hashes/             the SHA-256 of each tarball that was seen
 //! kernel/source/<sha256>/    an unpacked tarball
 //! kernel/build/<variant>/    object files, by which a changed option costs less than everything
 //! kernel/built/<sha256>/     vmlinux and config, by everything that they depend on
@@ -31,10 +31,9 @@ use std::io::{self, Read, Write};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use crate::atomic;
 use crate::progress::Progress;
+use crate::sha256;
 use build::Build;
 use source::Source;
 
@@ -117,7 +116,7 @@ fn key(variant: &Variant, source: &Source, local_version: &str, toolchain: &str)
         "recipe {RECIPE}\nsource {}\narch {arch}\nlocal version {local_version}\n{toolchain}{options}",
         source.sha256
     );
-    hex(&Sha256::digest(text))
+    sha256::of(text)
 }
 
 /// Moves the directory `from` to `to`, its name in the cache.
@@ -161,10 +160,6 @@ fn same(a: &Path, b: &Path) -> io::Result<bool> {
         file.read_to_end(content)?;
     }
     Ok(contents[0] == contents[1])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,14 +1,11 @@
 //! The source of a kernel: where its tarball is, what identifies it, and where it is unpacked.
 
-use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use super::{Error, Variant, child, download, hex, lock};
-use crate::atomic;
+use super::{Error, Variant, child, download, lock};
+use crate::hashes::Hashes;
 use crate::progress::Progress;
 
 /// Where the packages of Debian and its descendants put the source of a series.
@@ -44,7 +41,7 @@ impl Source {
                 });
             }
         };
-        let sha256 = identify(&tarball, &cache.join("identity"), progress)?;
+        let sha256 = identify(&tarball, &Hashes::new(cache.join("hashes")), progress)?;
         Ok(Self { tarball, sha256 })
     }
 
@@ -98,61 +95,20 @@ impl Source {
     }
 }
 
-/// The SHA-256 of `tarball`. It takes a second to compute, so `memo` remembers it of a file of this path, inode, size
-/// and time of change.
-fn identify(tarball: &Path, memo: &Path, progress: &Progress) -> Result<String, Error> {
+/// The SHA-256 of `tarball`. It takes a second to compute, so `hashes` remembers it.
+fn identify(tarball: &Path, hashes: &Hashes, progress: &Progress) -> Result<String, Error> {
     let failed = |source| Error::read(tarball, source);
     let path = std::fs::canonicalize(tarball).map_err(failed)?;
-    let mut file = File::open(&path).map_err(failed)?;
-    let state = state(&path, &file.metadata().map_err(failed)?);
-    let memo = memo.join(&hex(&Sha256::digest(&state))[..16]);
-    if let Ok(text) = std::fs::read(&memo)
-        && let Some(sha256) = text.strip_prefix(state.as_slice())
-        && sha256.len() == 64
-        && let Ok(sha256) = String::from_utf8(sha256.to_vec())
-    {
+    if let Some(sha256) = hashes.remembered(&path).map_err(failed)? {
         return Ok(sha256);
     }
     let step = progress.step(format!(
         "Reading {}, to tell it from others",
         path.display()
     ));
-    let sha256 = hash(&mut file).map_err(failed)?;
+    let sha256 = hashes.compute(&path).map_err(failed)?;
     step.finish();
-    let text = [state.as_slice(), sha256.as_bytes()].concat();
-    std::fs::create_dir_all(memo.parent().unwrap_or(&memo))
-        .and_then(|()| atomic::write(&memo, &text))
-        .map_err(|source| Error::write(&memo, source))?;
     Ok(sha256)
-}
-
-/// The SHA-256 of what is left of `file`, in hexadecimal digits.
-pub(super) fn hash(file: &mut File) -> io::Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hash.finalize())),
-            length => hash.update(&buffer[..length]),
-        }
-    }
-}
-
-/// What changes when a file does.
-fn state(path: &Path, metadata: &Metadata) -> Vec<u8> {
-    let numbers = [
-        metadata.dev(),
-        metadata.ino(),
-        metadata.size(),
-        metadata.ctime().cast_unsigned(),
-        metadata.ctime_nsec().cast_unsigned(),
-    ];
-    let mut state = path.as_os_str().as_encoded_bytes().to_vec();
-    for number in numbers {
-        state.extend(format!(" {number}").bytes());
-    }
-    state.push(b'\n');
-    state
 }
 
 /// The first two numbers of the version, by the `Makefile` in `directory`.
@@ -188,6 +144,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::kernel::{Arch, Options};
+    use crate::sha256;
     use crate::testing::{Folder, Layer};
 
     const MAKEFILE: &[u8] = b"# SPDX\nVERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 1\n";
@@ -265,7 +222,7 @@ mod tests {
         let folder = Folder::new("kernel-identity");
         let path = tarball(&folder, MAKEFILE);
         let first = find(&folder, &path).unwrap().sha256;
-        assert_eq!(first, hex(&Sha256::digest(std::fs::read(&path).unwrap())));
+        assert_eq!(first, sha256::of(std::fs::read(&path).unwrap()));
         assert_eq!(find(&folder, &path).unwrap().sha256, first);
         tarball(&folder, b"VERSION = 6\nPATCHLEVEL = 13\nSUBLEVEL = 1\n");
         assert_ne!(find(&folder, &path).unwrap().sha256, first);

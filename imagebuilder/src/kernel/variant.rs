@@ -12,6 +12,7 @@
 use std::path::Path;
 
 use super::{Error, Options};
+use crate::sha256::is_hash;
 
 /// An architecture that kernels are built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +111,7 @@ fn parse(text: &str) -> Result<Parsed, (usize, &'static str)> {
             [] => {}
             ["series", name] if is_series(name) => series = Some((*name).to_owned()),
             ["series", ..] => return Err(failed("A series is two numbers, such as 6.12")),
-            ["release", version, sha256] if is_version(version) && is_sha256(sha256) => {
+            ["release", version, sha256] if is_version(version) && is_hash(sha256) => {
                 let (version, sha256) = ((*version).to_owned(), (*sha256).to_owned());
                 release = Some(Release { version, sha256 });
             }
@@ -152,11 +153,6 @@ fn is_series(name: &str) -> bool {
 fn is_version(name: &str) -> bool {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     name.split('.').all(is_number)
-}
-
-fn is_sha256(digits: &str) -> bool {
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    digits.len() == 64 && digits.bytes().all(is_digit)
 }
 
 #[cfg(test)]
