@@ -3,6 +3,7 @@
 use std::io::Write;
 
 pub mod agent;
+pub mod boot_files;
 pub mod cli;
 pub mod container;
 pub mod devices;

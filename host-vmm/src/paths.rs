@@ -2,6 +2,7 @@
 
 use std::{
     env, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,19 @@ pub struct Paths {
     root: PathBuf,
     run: PathBuf,
     share: Option<PathBuf>,
+}
+
+/// Somebody else could change what is run.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} belongs to another user (uid {owner}), who could change what runs there; use a --root of your own",
+    .path.display()
+)]
+pub struct NotOurs {
+    /// The directory.
+    path: PathBuf,
+    /// Who owns it.
+    owner: u32,
 }
 
 /// There is no place for the program's data.
@@ -63,6 +77,28 @@ impl Paths {
         })
     }
 
+    /// Checks that what is there belongs to us, or to root: nobody else may choose what we run.
+    ///
+    /// # Errors
+    /// [`NotOurs`].
+    pub fn check_owners(&self) -> Result<(), NotOurs> {
+        let own = rustix::process::geteuid().as_raw();
+        let below = ["containers", "images", "kernels", "initfs", "hashes"];
+        let below = below.map(|name| self.root.join(name));
+        for path in below.iter().chain([&self.root, &self.run]) {
+            // A link is somebody's, too.
+            for metadata in [path.symlink_metadata(), path.metadata()] {
+                // There may be nothing yet.
+                let owner = metadata.map_or(own, |metadata| metadata.uid());
+                if owner != own && owner != 0 {
+                    let path = path.clone();
+                    return Err(NotOurs { path, owner });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The directory of images and containers.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -73,6 +109,12 @@ impl Paths {
     #[must_use]
     pub fn containers(&self) -> PathBuf {
         self.root.join("containers")
+    }
+
+    /// The directory of what is known of files that are large and seldom change.
+    #[must_use]
+    pub fn hashes(&self) -> PathBuf {
+        self.root.join("hashes")
     }
 
     /// The directory of sockets.

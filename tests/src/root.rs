@@ -21,8 +21,15 @@ use crate::{
 /// command, and the machine is busy with other tests.
 const TEAR_DOWN: Duration = Duration::from_secs(5);
 
-/// Where nothing may be when a test is over: containers, what they need while they run, and temporary files.
-const FOLDERS: [&str; 4] = ["state/containers", "state/run", "run", "tmp"];
+/// Where nothing may be when a test is over: containers, what they boot from and need while they run, and temporary files.
+const FOLDERS: [&str; 6] = [
+    "state/containers",
+    "state/kernels",
+    "state/initfs",
+    "state/run",
+    "run",
+    "tmp",
+];
 
 /// A state root, with everything else that `vmm` may write to beside it.
 ///

@@ -115,9 +115,22 @@ fn a_root_of_somebody_else_is_refused() {
         return end_to_end::skipped("a_root_of_somebody_else_is_refused", "it takes root");
     }
     let state = root.state();
-    std::fs::create_dir(&state).expect("a directory");
-    std::os::unix::fs::chown(&state, Some(65534), None).expect("a directory of nobody's");
+    let below = ["containers", "images", "kernels", "initfs", "hashes", "run"];
+    let below = below.map(|name| state.join(name));
+    for directory in std::iter::once(state.clone()).chain(below) {
+        std::fs::create_dir_all(&directory).expect("a directory");
+        std::os::unix::fs::chown(&directory, Some(65534), None).expect("a directory of nobody's");
+        let run = root.sh("true").finish();
+        std::os::unix::fs::chown(&directory, Some(0), None).expect("a directory of ours");
+        run.fails("another user")
+            .complains(&directory.display().to_string());
+    }
+    // A link of somebody else's leads where that pleases.
+    let images = state.join("images");
+    std::fs::remove_dir(&images).expect("an empty directory");
+    std::os::unix::fs::symlink(root.files(), &images).expect("a link");
+    std::os::unix::fs::lchown(&images, Some(65534), None).expect("a link of nobody's");
     let run = root.sh("true").finish();
-    std::os::unix::fs::chown(&state, Some(0), None).expect("a directory of ours");
+    std::fs::remove_file(images).expect("a link");
     run.fails("another user");
 }

@@ -91,6 +91,9 @@ pub fn execute() -> Result<ExitCode> {
         log_level,
         started_ns,
     };
+    if !matches!(arguments.command, Command::Version(_)) {
+        environment.paths.check_owners()?;
+    }
     match arguments.command {
         Command::Run(command) => command.execute(&environment),
         Command::Ps(command) => command.execute(&environment),

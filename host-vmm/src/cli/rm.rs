@@ -38,6 +38,7 @@ impl Rm {
                 }
             }
         }
+        containers.collect_boot_files();
         Ok(code)
     }
 

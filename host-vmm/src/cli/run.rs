@@ -4,10 +4,11 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use imagebuilder::{initfs, store::Store};
+use imagebuilder::store::Store;
 
 use super::{Environment, output, values};
 use crate::{
+    boot_files::BootFiles,
     container::{
         Containers, Foreground, StoreError,
         request::{Identity, Request, RequestError},
@@ -16,7 +17,7 @@ use crate::{
         timeline::{Event, Timeline, wall_clock_ns},
     },
     error_text, terminal,
-    vm::{self, Accelerator},
+    vm::Accelerator,
 };
 
 /// Run a command in a new container
@@ -142,17 +143,21 @@ impl Run {
 
         let timings = self.timings;
         let (name, has_terminal) = (self.name.clone(), self.tty);
-        let request = self.request(environment)?;
+        let (kernel, initfs) = (self.kernel.clone(), self.initfs.clone());
+        let request = self.request()?;
         let containers = Containers::open(paths)?;
+        let boot = BootFiles::choose(paths, kernel.as_deref(), initfs.as_deref())?;
         let create = |id, name| {
             let identity = Identity {
                 id,
                 name,
                 created_ns: wall_clock_ns(),
             };
-            Ok::<_, CreateError>(request.resolve(&image, identity)?)
+            Ok::<_, CreateError>(request.resolve(&image, &boot, identity)?)
         };
         let (spec, _, lock) = containers.create(name.as_deref(), create)?;
+        // The container refers to its files now.
+        drop(boot);
         timeline.note(Event::ContainerPrepared);
 
         let foreground = Foreground {
@@ -189,24 +194,8 @@ impl Run {
     }
 
     /// What the flags ask for.
-    fn request(self, environment: &Environment) -> Result<Request> {
+    fn request(self) -> Result<Request> {
         values::within_host(self.memory)?;
-        let paths = &environment.paths;
-        let installed = "make image builds it; or name one with";
-        let kernel = boot_file(
-            self.kernel,
-            paths.default_kernel(),
-            "kernel",
-            &format!("{installed} --kernel"),
-        )?;
-        vm::kernel::check(&kernel).with_context(|| format!("Cannot boot {}", kernel.display()))?;
-        let initfs = boot_file(
-            self.initfs,
-            paths.default_initfs(),
-            "initfs",
-            &format!("{installed} --initfs"),
-        )?;
-        initfs::check(&initfs).with_context(|| format!("Cannot boot with {}", initfs.display()))?;
         Ok(Request {
             env: values::environment(&self.env, &self.env_file)?,
             image: self.image,
@@ -223,8 +212,6 @@ impl Run {
             memory: self.memory,
             cpu_milli: self.cpus,
             accelerator: self.accel,
-            kernel,
-            initfs,
             cmdline: values::cmdline(&self.cmdline_append.join(" "))
                 .map_err(|why| anyhow::anyhow!("Cannot add so much by --cmdline-append: {why}"))?,
         })
@@ -239,29 +226,4 @@ pub(super) fn images(environment: &Environment) -> Store {
         Some(share) => images.with_behind(Store::open_read_only(share)),
         None => images,
     }
-}
-
-/// The file that the user names, or the installation's.
-fn boot_file(
-    own: Option<PathBuf>,
-    installed: Option<PathBuf>,
-    what: &str,
-    hint: &str,
-) -> Result<PathBuf> {
-    let (path, hint) = match (own, installed) {
-        (Some(own), _) => (own, "give the path of a file"),
-        (None, Some(installed)) => (installed, hint),
-        (None, None) => {
-            bail!("There is no {what}: nothing is installed beside this program ({hint})")
-        }
-    };
-    let path = std::path::absolute(&path).context("Cannot tell the current directory")?;
-    let is_file = path
-        .metadata()
-        .with_context(|| format!("Cannot find the {what} {} ({hint})", path.display()))?
-        .is_file();
-    if !is_file {
-        bail!("The {what} {} is no file", path.display());
-    }
-    Ok(path)
 }

@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::OsString,
     os::unix::ffi::{OsStrExt, OsStringExt},
-    path::PathBuf,
 };
 
 use imagebuilder::store::Image;
@@ -13,7 +12,7 @@ use super::{
     spec::{ContainerSpec, Machine, ProcessSpec, Surroundings, Tmpfs},
     text::Text,
 };
-use crate::vm::Accelerator;
+use crate::{boot_files::BootFiles, vm::Accelerator};
 
 /// What a user asks for: the flags of `run`, parsed one by one but not yet held against each other or the image.
 #[derive(Clone, Debug, Default)]
@@ -48,10 +47,6 @@ pub struct Request {
     pub cpu_milli: u32,
     /// What runs the machine.
     pub accelerator: Accelerator,
-    /// Kernel, an absolute path.
-    pub kernel: PathBuf,
-    /// Initfs, an absolute path.
-    pub initfs: PathBuf,
     /// What follows on the kernel's command line.
     pub cmdline: String,
 }
@@ -85,11 +80,16 @@ pub enum RequestError {
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Request {
-    /// The container that this request makes of `image`.
+    /// The container that this request makes of `image`, in a machine that boots from `boot`.
     ///
     /// # Errors
     /// [`RequestError`].
-    pub fn resolve(self, image: &Image, identity: Identity) -> Result<ContainerSpec, RequestError> {
+    pub fn resolve(
+        self,
+        image: &Image,
+        boot: &BootFiles,
+        identity: Identity,
+    ) -> Result<ContainerSpec, RequestError> {
         let process = self.process(image, &identity)?;
         let Identity {
             id,
@@ -110,8 +110,8 @@ impl Request {
             },
             machine: Machine {
                 accelerator: self.accelerator,
-                kernel: self.kernel,
-                initfs: self.initfs,
+                kernel: boot.kernel.clone(),
+                initfs: boot.initfs.clone(),
                 cmdline: self.cmdline,
                 memory: self.memory,
                 cpu_milli: self.cpu_milli,
@@ -239,7 +239,7 @@ mod tests {
             name: "n".into(),
             created_ns: 1,
         };
-        request.resolve(&image(config), identity)
+        request.resolve(&image(config), &BootFiles::default(), identity)
     }
 
     fn args(request: Request, config: &str) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::text::Text;
-use crate::vm::Accelerator;
+use crate::{boot_files::BootFile, vm::Accelerator};
 
 /// A container as it was asked for, with every default resolved. It does not change after its creation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,9 +77,9 @@ pub struct Machine {
     /// What runs it.
     pub accelerator: Accelerator,
     /// Kernel.
-    pub kernel: PathBuf,
+    pub kernel: BootFile,
     /// Initfs.
-    pub initfs: PathBuf,
+    pub initfs: BootFile,
     /// What follows on the kernel's command line.
     pub cmdline: String,
     /// Memory in bytes.

@@ -9,10 +9,11 @@
 
 use std::{
     cmp::Reverse,
+    collections::HashSet,
     ffi::OsStr,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -24,7 +25,7 @@ use super::{
     spec::ContainerSpec,
     state::{self, State, Status},
 };
-use crate::paths::Paths;
+use crate::{boot_files::TakenFiles, paths::Paths};
 
 /// Version of the layout of everything below the root.
 const FORMAT: &str = "1\n";
@@ -42,6 +43,8 @@ pub struct Containers {
     directory: PathBuf,
     /// Where their sockets are.
     run: PathBuf,
+    /// What users have brought for them to boot from.
+    taken: TakenFiles,
 }
 
 /// A container as it is found on the disk.
@@ -88,14 +91,6 @@ pub enum StoreError {
         path: PathBuf,
         /// Its format.
         found: String,
-    },
-    /// Somebody else could change what is run.
-    #[error("{} belongs to another user (uid {owner}), who could change what runs there; use a --root of your own", .path.display())]
-    Owner {
-        /// The root.
-        path: PathBuf,
-        /// Who owns it.
-        owner: u32,
     },
     /// A name that is none.
     #[error(
@@ -145,14 +140,6 @@ impl Containers {
     /// Another version wrote there.
     pub fn open(paths: &Paths) -> Result<Self, StoreError> {
         let root = paths.root();
-        let owner = root.metadata().map(|metadata| metadata.uid()).ok();
-        let own = rustix::process::geteuid().as_raw();
-        if let Some(owner) = owner.filter(|owner| *owner != own && *owner != 0) {
-            return Err(StoreError::Owner {
-                path: root.to_owned(),
-                owner,
-            });
-        }
         let format = root.join("format");
         match fs::read_to_string(&format) {
             Ok(found) if found == FORMAT => {}
@@ -169,6 +156,7 @@ impl Containers {
             root: root.to_owned(),
             directory: paths.containers(),
             run: paths.run().to_owned(),
+            taken: TakenFiles::open(paths),
         })
     }
 
@@ -265,8 +253,13 @@ impl Containers {
         Ok(hidden)
     }
 
-    /// Removes what crashes have left. Whatever goes wrong is left for the next time.
+    /// Removes what crashes have left, and what no container needs. Whatever goes wrong is left for the next time.
     pub fn sweep(&self) {
+        self.sweep_containers();
+        self.collect_boot_files();
+    }
+
+    fn sweep_containers(&self) {
         let Ok(entries) = fs::read_dir(&self.directory) else {
             return;
         };
@@ -297,6 +290,24 @@ impl Containers {
         }
         self.sweep_names();
         self.sweep_sockets();
+    }
+
+    /// Removes the kernels and initfs that users have brought and no container needs any more.
+    pub fn collect_boot_files(&self) {
+        self.taken.collect(|| {
+            let mut needed = HashSet::new();
+            for id in self.ids().ok()? {
+                // What cannot be read may be what somebody wants back, with all that it needs.
+                let spec: Option<ContainerSpec> = state::read(&self.at(&id).config()).ok()?;
+                let machine = spec.map(|spec| spec.machine);
+                needed.extend(
+                    machine
+                        .into_iter()
+                        .flat_map(|machine| [machine.kernel.sha256, machine.initfs.sha256]),
+                );
+            }
+            Some(needed)
+        });
     }
 
     /// Removes names whose containers are no more.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::{
+    boot_files::{BootFile, Kind},
     container::spec::{Machine, ProcessSpec, Surroundings},
     vm::Accelerator,
 };
@@ -45,10 +46,26 @@ impl Drop for Folder {
     }
 }
 
+fn boot_file(path: &str) -> BootFile {
+    BootFile {
+        path: path.into(),
+        sha256: "0".repeat(64),
+    }
+}
+
 fn create(
     containers: &Containers,
     name: Option<&str>,
     auto_remove: bool,
+) -> Result<(ContainerSpec, Directory, Lock), StoreError> {
+    create_with(containers, name, auto_remove, boot_file("/k"))
+}
+
+fn create_with(
+    containers: &Containers,
+    name: Option<&str>,
+    auto_remove: bool,
+    kernel: BootFile,
 ) -> Result<(ContainerSpec, Directory, Lock), StoreError> {
     containers.create(name, |id, name| {
         Ok(ContainerSpec {
@@ -74,8 +91,8 @@ fn create(
             },
             machine: Machine {
                 accelerator: Accelerator::Auto,
-                kernel: "/k".into(),
-                initfs: "/i".into(),
+                kernel,
+                initfs: boot_file("/i"),
                 cmdline: String::new(),
                 memory: 1 << 30,
                 cpu_milli: 1000,
@@ -165,6 +182,44 @@ fn what_a_crash_leaves_is_swept_up_and_nothing_else() {
     containers.sweep();
     assert!(containers.find("running").is_err());
     assert!(containers.find("kept").is_ok());
+}
+
+#[test]
+fn a_kernel_goes_with_the_last_container_that_needs_it() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let source = folder.0.with_extension("kernel");
+    fs::write(&source, "a kernel").unwrap();
+    let take = || containers.taken.take(Kind::Kernel, &source).unwrap();
+
+    let (kernel, guard) = take();
+    // Nobody needs it yet, but somebody is about to.
+    containers.sweep();
+    assert!(kernel.path.is_file());
+    let (one, _, lock) = create_with(&containers, Some("one"), false, kernel.clone()).unwrap();
+    drop((guard, lock));
+    let (again, guard) = take();
+    assert_eq!(again, kernel);
+    create_with(&containers, Some("two"), true, again).unwrap();
+    drop(guard);
+    // "two" is gone with this, since nobody runs it.
+    containers.sweep();
+    assert!(containers.find("two").is_err());
+    assert!(kernel.path.is_file());
+
+    // What cannot be read may need it.
+    let config = containers.at(&one.id).config();
+    let readable = fs::read(&config).unwrap();
+    fs::write(&config, "{").unwrap();
+    containers.sweep();
+    assert!(kernel.path.is_file());
+    fs::write(&config, readable).unwrap();
+
+    containers.hide(&one).unwrap().delete();
+    containers.collect_boot_files();
+    assert!(!kernel.path.exists());
+    assert_eq!(containers.taken.list(Kind::Kernel), []);
+    fs::remove_file(source).unwrap();
 }
 
 #[test]

@@ -201,8 +201,8 @@ fn vm_config(spec: &ContainerSpec, layer: PathBuf, console: File, vsock: VsockCo
     VmConfig {
         cpus: machine.cpus(),
         memory: machine.memory,
-        kernel: machine.kernel.clone(),
-        initfs: machine.initfs.clone(),
+        kernel: machine.kernel.path.clone(),
+        initfs: machine.initfs.path.clone(),
         cmdline: machine.cmdline.clone(),
         disks: vec![
             Disk {
