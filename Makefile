@@ -105,5 +105,6 @@ $(SHARE)/images/names.json: $(shell find rootfs/busybox) $(IMAGEBUILDER) out/bui
 	@mkdir -p $(@D)
 	@echo "Making the image busybox"
 	@$(IMAGEBUILDER) recipe rootfs/busybox/recipe --out out/build/busybox >/dev/null
+	@rm -rf $(@D)
 	@$(IMAGEBUILDER) load --store $(SHARE) out/build/busybox
 	@touch $@
