@@ -1,4 +1,4 @@
-//! One invocation of `vmm`.
+//! One invocation of `vmm`, or of a program that starts it.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -44,7 +44,12 @@ pub struct Vmm {
 impl Vmm {
     /// `vmm` with the state root `root`, and of the environment nothing but the `PATH`.
     pub(crate) fn new(root: &Path) -> Self {
-        let mut command = Command::new(artifacts::vmm());
+        let vmm = Self::program(root, "vmm", Command::new(artifacts::vmm()));
+        vmm.arg("--root").arg(root.join("state"))
+    }
+
+    /// Another program in that environment, which may start `vmm` in its turn.
+    pub(crate) fn program(root: &Path, name: &str, mut command: Command) -> Self {
         command.env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("TERM", "xterm");
@@ -56,14 +61,13 @@ impl Vmm {
             command.env(name, root.join(folder));
         }
         command.current_dir(root);
-        let vmm = Self {
+        Self {
             root: root.to_owned(),
             command,
-            words: vec!["vmm".into()],
+            words: vec![name.into()],
             input: Input::Null,
             keep_output: false,
-        };
-        vmm.arg("--root").arg(root.join("state"))
+        }
     }
 
     /// Adds an argument.
@@ -84,6 +88,13 @@ impl Vmm {
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Sets its working directory, which is the test's own otherwise.
+    #[must_use]
+    pub fn current_dir(mut self, folder: impl AsRef<Path>) -> Self {
+        self.command.current_dir(folder);
         self
     }
 

@@ -89,6 +89,12 @@ impl Root {
         Vmm::new(&self.path).args(arguments)
     }
 
+    /// Another program, in the same environment and with nothing of `vmm` in it.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Vmm {
+        Vmm::program(&self.path, name, std::process::Command::new(name))
+    }
+
     /// `vmm run ARGUMENTS…` under the accelerator under test.
     #[must_use]
     pub fn run(&self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Vmm {

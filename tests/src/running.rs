@@ -136,10 +136,18 @@ impl Running {
     /// Waits until `text` comes on its standard output, behind what was waited for before.
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
-        match self.stdout.find(text, self.position, DEADLINE) {
-            Some(position) => self.position = position,
-            None => self.surprise(&format!("{text:?} on standard output")),
-        }
+        let _ = self.read_until(text);
+    }
+
+    /// The same, and gives what came before `text`.
+    #[track_caller]
+    pub fn read_until(&mut self, text: &str) -> String {
+        let Some(end) = self.stdout.find(text, self.position, DEADLINE) else {
+            self.surprise(&format!("{text:?} on standard output"));
+        };
+        let begin = std::mem::replace(&mut self.position, end);
+        let bytes = &self.stdout.bytes()[begin..end - text.len()];
+        String::from_utf8_lossy(bytes).into_owned()
     }
 
     /// Waits until `text` is somewhere on its standard error.
