@@ -1,6 +1,6 @@
 //! Why a container could not be started.
 
-use std::io;
+use std::{ffi::OsStr, fmt::Display, io, os::unix::ffi::OsStrExt};
 
 use agent_protocol::{Stage, StartError};
 
@@ -40,24 +40,24 @@ impl From<Failure> for StartError {
 
 /// Says what a system call was for.
 pub trait During<T> {
-    /// Turns an error into the [`Failure`] of `stage` on `text`.
+    /// Turns an error into the [`Failure`] of `stage` on `text`, which is made a text only then.
     ///
     /// # Errors
     /// If it was one.
-    fn during(self, stage: Stage, text: impl Into<String>) -> Result<T, Failure>;
+    fn during(self, stage: Stage, text: impl Display) -> Result<T, Failure>;
 }
 
 impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
-    fn during(self, stage: Stage, text: impl Into<String>) -> Result<T, Failure> {
+    fn during(self, stage: Stage, text: impl Display) -> Result<T, Failure> {
         self.map_err(|error| Failure {
             stage,
             errno: error.into().raw_os_error().unwrap_or(0),
-            text: text.into(),
+            text: text.to_string(),
         })
     }
 }
 
 /// A path as it is shown to people.
-pub fn shown(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+pub fn shown(bytes: &[u8]) -> impl Display {
+    OsStr::from_bytes(bytes).display()
 }

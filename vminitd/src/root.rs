@@ -112,7 +112,7 @@ fn mount_disk(
 ) -> Result<(), Failure> {
     let path = format!("/dev/{device}");
     mount(path.as_str(), target, "ext4", flags, options)
-        .during(Stage::Root, format!("ext4 of {path}"))
+        .during(Stage::Root, format_args!("ext4 of {path}"))
 }
 
 /// The layer's root directory is the one the container sees: it looks like the image's.

@@ -59,7 +59,7 @@ pub fn mount_own() -> Result<(), Failure> {
     ] {
         make_directory(target)
             .and_then(|()| mount(kind, target, kind, flags, data))
-            .during(Stage::System, format!("{kind} on {target}"))?;
+            .during(Stage::System, format_args!("{kind} on {target}"))?;
     }
     Ok(())
 }

@@ -176,7 +176,7 @@ fn mount_own(own: &Own) -> Result<(), Failure> {
     with_directory(own.target.as_bytes(), || {
         mount(own.kind, own.target, own.kind, own.flags, own.data)
     })
-    .during(Stage::Mount, format!("{} on {}", own.kind, own.target))
+    .during(Stage::Mount, format_args!("{} on {}", own.kind, own.target))
 }
 
 fn mount_wanted(wanted: &Mount) -> Result<(), Failure> {
@@ -196,7 +196,7 @@ fn mount_wanted(wanted: &Mount) -> Result<(), Failure> {
             mount("tmpfs", target, "tmpfs", flags, data.as_c_str())
         })
     };
-    mounted().during(Stage::Mount, format!("tmpfs on {}", shown(target)))
+    mounted().during(Stage::Mount, format_args!("tmpfs on {}", shown(target)))
 }
 
 /// Fills the container's new `/dev`.

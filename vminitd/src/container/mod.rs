@@ -154,7 +154,7 @@ fn become_container(
     umask(Mode::empty());
     sys::unshare_cgroup_namespace().during(Stage::Mount, "a cgroup namespace")?;
     sethostname(boot.hostname.as_bytes())
-        .during(Stage::Mount, format!("the host name {:?}", boot.hostname))?;
+        .during(Stage::Mount, format_args!("the host name {:?}", boot.hostname))?;
     let terminal = match &streams {
         Streams::Terminal(number) => Some(*number),
         Streams::Pipes { .. } => None,

@@ -55,7 +55,7 @@ impl Prepared {
         Failure {
             stage: Stage::Execute,
             errno: errno as i32,
-            text: shown(program.unwrap_or_default()),
+            text: shown(program.unwrap_or_default()).to_string(),
         }
     }
 }
