@@ -5,7 +5,7 @@
 //! ```text
 //! kernel/download/           tarballs that no package has
 //! kernel/hashes/             the SHA-256 of each tarball that was seen
-//! kernel/source/<sha256>/    an unpacked tarball
+//! kernel/source/<sha256>/    an unpacked tarball, patched
 //! kernel/build/<variant>/    object files, by which a changed option costs less than everything
 //! kernel/built/<sha256>/     vmlinux and config, by everything that they depend on
 //! ```
@@ -18,12 +18,14 @@ mod download;
 mod error;
 mod fragment;
 mod lock;
+mod patches;
 mod source;
 mod toolchain;
 mod variant;
 
 pub use error::Error;
 pub use fragment::{Options, Wanted};
+pub use patches::Patches;
 pub use variant::{Arch, Release, Variant};
 
 use std::fs::File;
@@ -85,7 +87,7 @@ pub fn build(request: &Request, progress: &Progress) -> Result<(), Error> {
         toolchain::check()?;
         let tree = source.unpack(&variant.series, &cache, progress)?;
         let builds = cache.join("build");
-        let build = Build::open(&builds, &variant, &tree, &source.sha256, progress)?;
+        let build = Build::open(&builds, &variant, &tree, &source.identity, progress)?;
         // Somebody may have built it while we waited.
         if !built.exists() {
             let kernel = build.run(&request.local_version, request.jobs, progress)?;
@@ -114,7 +116,7 @@ fn key(variant: &Variant, source: &Source, local_version: &str, toolchain: &str)
     let options = variant.options.to_config();
     let text = format!(
         "recipe {RECIPE}\nsource {}\narch {arch}\nlocal version {local_version}\n{toolchain}{options}",
-        source.sha256
+        source.identity
     );
     sha256::of(text)
 }

@@ -1,22 +1,23 @@
-//! The source of a kernel: where its tarball is, what identifies it, and where it is unpacked.
+//! The source of a kernel: where its tarball is, what identifies it, and where it is unpacked and patched.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Variant, child, download, lock};
+use super::{Error, Patches, Variant, child, download, lock};
 use crate::hashes::Hashes;
 use crate::progress::Progress;
 
 /// Where the packages of Debian and its descendants put the source of a series.
 const DISTRIBUTION: &str = "/usr/src";
 
-/// A tarball with the source of Linux.
+/// A tarball with the source of Linux, and what we change in it.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     tarball: PathBuf,
-    /// The SHA-256 of the tarball, in hexadecimal digits.
-    pub(super) sha256: String,
+    patches: Patches,
+    /// A SHA-256 that stands for the tarball and the patches, in hexadecimal digits.
+    pub(super) identity: String,
 }
 
 impl Source {
@@ -42,10 +43,15 @@ impl Source {
             }
         };
         let sha256 = identify(&tarball, &Hashes::new(cache.join("hashes")), progress)?;
-        Ok(Self { tarball, sha256 })
+        let patches = variant.patches.clone();
+        Ok(Self {
+            tarball,
+            identity: patches.identify(&sha256),
+            patches,
+        })
     }
 
-    /// Unpacks the source below `cache`, unless that is done, and gives the directory.
+    /// Unpacks the source below `cache` and patches it, unless that is done, and gives the directory.
     pub(super) fn unpack(
         &self,
         series: &str,
@@ -53,7 +59,7 @@ impl Source {
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
         let sources = cache.join("source");
-        let directory = sources.join(&self.sha256[..16]);
+        let directory = sources.join(&self.identity[..16]);
         if !directory.exists() {
             let lock = lock::lock(&sources, progress)?;
             // Somebody may have done it while we waited.
@@ -91,6 +97,7 @@ impl Source {
         let log = sources.join("unpack.log");
         remove(&log).map_err(failed)?;
         child::run("tar", tar, &what, &log, lock, |_| ())?;
+        self.patches.apply(&beside, &log, lock)?;
         std::fs::rename(&beside, directory).map_err(failed)
     }
 }
@@ -165,6 +172,7 @@ mod tests {
             release: None,
             arch: Arch::X86_64,
             options: Options::default(),
+            patches: Patches::default(),
         }
     }
 
@@ -212,7 +220,7 @@ mod tests {
             !folder
                 .path()
                 .join("source")
-                .join(&source.sha256[..16])
+                .join(&source.identity[..16])
                 .exists()
         );
     }
@@ -221,11 +229,11 @@ mod tests {
     fn the_identity_follows_the_content() {
         let folder = Folder::new("kernel-identity");
         let path = tarball(&folder, MAKEFILE);
-        let first = find(&folder, &path).unwrap().sha256;
+        let first = find(&folder, &path).unwrap().identity;
         assert_eq!(first, sha256::of(std::fs::read(&path).unwrap()));
-        assert_eq!(find(&folder, &path).unwrap().sha256, first);
+        assert_eq!(find(&folder, &path).unwrap().identity, first);
         tarball(&folder, b"VERSION = 6\nPATCHLEVEL = 13\nSUBLEVEL = 1\n");
-        assert_ne!(find(&folder, &path).unwrap().sha256, first);
+        assert_ne!(find(&folder, &path).unwrap().identity, first);
     }
 
     #[test]

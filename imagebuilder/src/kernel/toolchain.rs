@@ -6,7 +6,7 @@ use std::process::Stdio;
 use super::{Error, child};
 
 /// The programs that a build runs, and the packages of Debian that have them.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("make", "make"),
     ("gcc", "gcc"),
     ("ld", "binutils"),
@@ -16,6 +16,7 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("bc", "bc"),
     ("perl", "perl"),
     ("tar", "tar"),
+    ("patch", "patch"),
     ("xz", "xz-utils"),
 ];
 

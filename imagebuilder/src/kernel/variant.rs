@@ -11,7 +11,7 @@
 
 use std::path::Path;
 
-use super::{Error, Options};
+use super::{Error, Options, Patches};
 use crate::sha256::is_hash;
 
 /// An architecture that kernels are built for.
@@ -63,10 +63,12 @@ pub struct Variant {
     pub arch: Arch,
     /// What its fragments ask for.
     pub options: Options,
+    /// What is changed in its source.
+    pub patches: Patches,
 }
 
 impl Variant {
-    /// Reads the variant called `name` of `directory`, in which fragments and the directory `variants` are.
+    /// Reads the variant called `name` of `directory`, in which fragments and the directories `variants` and `patches` are.
     ///
     /// # Errors
     /// It or a fragment cannot be read, or is malformed.
@@ -84,12 +86,14 @@ impl Variant {
         };
         let parsed = parse(&text).map_err(failed)?;
         let options = Options::read(directory, &parsed.fragments)?;
+        let patches = Patches::read(directory, parsed.arch)?;
         Ok(Self {
             name: name.to_owned(),
             series: parsed.series,
             release: parsed.release,
             arch: parsed.arch,
             options,
+            patches,
         })
     }
 }

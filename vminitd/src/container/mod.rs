@@ -146,15 +146,13 @@ fn run_child(boot: &Boot, streams: Streams, pipe: OwnedFd) -> ! {
     sys::exit_child(1)
 }
 
-fn become_container(
-    boot: &Boot,
-    streams: Streams,
-    pipe: &OwnedFd,
-) -> Result<Infallible, Failure> {
+fn become_container(boot: &Boot, streams: Streams, pipe: &OwnedFd) -> Result<Infallible, Failure> {
     umask(Mode::empty());
     sys::unshare_cgroup_namespace().during(Stage::Mount, "a cgroup namespace")?;
-    sethostname(boot.hostname.as_bytes())
-        .during(Stage::Mount, format_args!("the host name {:?}", boot.hostname))?;
+    sethostname(boot.hostname.as_bytes()).during(
+        Stage::Mount,
+        format_args!("the host name {:?}", boot.hostname),
+    )?;
     let terminal = match &streams {
         Streams::Terminal(number) => Some(*number),
         Streams::Pipes { .. } => None,
