@@ -29,6 +29,19 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     writer.commit()
 }
 
+/// As [`write`], unless the file has these bytes already.
+///
+/// # Errors
+/// As [`write`].
+pub fn update(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let is_there = std::fs::metadata(path).is_ok_and(|there| there.len() == bytes.len() as u64)
+        && std::fs::read(path).is_ok_and(|there| there == bytes);
+    match is_there {
+        true => Ok(()),
+        false => write(path, bytes),
+    }
+}
+
 /// A file being written, which gets its name by [`commit`](Self::commit). Dropped without it, nothing is left.
 #[derive(Debug)]
 pub struct Writer {
@@ -210,6 +223,25 @@ mod tests {
         write(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(folder.names(), ["state.json"]);
+    }
+
+    #[test]
+    fn a_file_is_updated_only_where_it_differs() {
+        use std::os::unix::fs::MetadataExt;
+
+        let folder = Folder::new("atomic-update");
+        let path = folder.path().join("file");
+        let inode = || std::fs::metadata(&path).unwrap().ino();
+        update(&path, b"first").unwrap();
+        let first = inode();
+        update(&path, b"first").unwrap();
+        assert_eq!(inode(), first);
+        for (there, wanted) in [("fir", "first"), ("other", "first")] {
+            std::fs::write(&path, there).unwrap();
+            update(&path, wanted.as_bytes()).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), wanted.as_bytes());
+        }
+        assert_eq!(folder.names(), ["file"]);
     }
 
     #[test]

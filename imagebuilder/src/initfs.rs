@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-use crate::atomic;
+use crate::manifest::Origin;
+use crate::{atomic, sha256};
 
 /// The largest `/init` that is taken, in bytes. Ours is a hundredth of it.
 const MAX_INIT: u32 = 64 << 20;
@@ -59,11 +60,11 @@ pub enum Error {
     },
 }
 
-/// Writes the initfs with `vminitd` as its `/init` to `out`.
+/// Writes the initfs with `vminitd` as its `/init` to `out`, unless it is there. Gives what it was made of.
 ///
 /// # Errors
 /// `vminitd` cannot be read or is no static x86-64 program; `out` cannot be written.
-pub fn build(vminitd: &Path, out: &Path) -> Result<(), Error> {
+pub fn build(vminitd: &Path, out: &Path) -> Result<Origin, Error> {
     let init = read_init(vminitd)?;
     if let Err(reason) = check_static(&init) {
         return Err(Error::Unfit {
@@ -71,12 +72,25 @@ pub fn build(vminitd: &Path, out: &Path) -> Result<(), Error> {
             reason,
         });
     }
-    archive(&init)
-        .and_then(|bytes| atomic::write(out, &bytes))
-        .map_err(|source| Error::Write {
-            path: out.to_path_buf(),
-            source,
-        })
+    let write = || {
+        let bytes = archive(&init)?;
+        atomic::update(out, &bytes)?;
+        Ok(sha256::of(bytes))
+    };
+    let sha256 = write().map_err(|source| Error::Write {
+        path: out.to_path_buf(),
+        source,
+    })?;
+    Ok(Origin {
+        name: "initfs".to_owned(),
+        sha256,
+        inputs: vec![Origin {
+            name: "vminitd".to_owned(),
+            sha256: sha256::of(&init),
+            ..Origin::default()
+        }],
+        ..Origin::default()
+    })
 }
 
 fn read_init(path: &Path) -> Result<Vec<u8>, Error> {

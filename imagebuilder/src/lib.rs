@@ -5,6 +5,7 @@ pub mod ext4;
 pub mod hashes;
 pub mod initfs;
 pub mod kernel;
+pub mod manifest;
 pub mod oci;
 pub mod progress;
 pub mod recipe;

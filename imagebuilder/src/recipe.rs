@@ -22,8 +22,10 @@ use std::process::Command;
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
 
-use crate::oci::{self, Content, Layout};
+use crate::manifest::Origin;
+use crate::oci::{self, Content};
 use crate::reference::{self, Reference};
+use crate::sha256;
 
 /// Why an image cannot be made by a recipe.
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +75,14 @@ pub enum Error {
     },
 }
 
-/// Makes the image of the recipe at `path`, and writes it as an OCI layout to the directory `out`.
+/// Makes the image of the recipe at `path`, and writes it as an OCI layout to the directory `out`. Gives what it was made
+/// of: its hash is the digest of its manifest.
 ///
 /// # Errors
 /// The recipe or a source cannot be read, an instruction is malformed, or the layout cannot be written.
-pub fn build(path: &Path, out: &Path) -> Result<Layout, Error> {
+pub fn build(path: &Path, out: &Path) -> Result<Origin, Error> {
     let text = read(path)?;
+    let recipe = input("recipe", &text);
     let text = String::from_utf8_lossy(&text);
     let mut image = Image {
         folder: path.parent().unwrap_or(Path::new("")),
@@ -86,6 +90,7 @@ pub fn build(path: &Path, out: &Path) -> Result<Layout, Error> {
         entries: BTreeMap::new(),
         environment: Vec::new(),
         command: Vec::new(),
+        sources: vec![recipe],
     };
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default();
@@ -111,7 +116,21 @@ pub fn build(path: &Path, out: &Path) -> Result<Layout, Error> {
         layer: archive(&image.entries).map_err(write_error)?,
         config: json!({ "Env": image.environment, "Cmd": image.command }),
     };
-    oci::write(out, &content).map_err(write_error)
+    let layout = oci::write(out, &content).map_err(write_error)?;
+    Ok(Origin {
+        name: name.familiar(),
+        sha256: layout.digest.hex().to_owned(),
+        inputs: image.sources,
+        ..Origin::default()
+    })
+}
+
+fn input(name: &str, content: &[u8]) -> Origin {
+    Origin {
+        name: name.to_owned(),
+        sha256: sha256::of(content),
+        ..Origin::default()
+    }
 }
 
 /// An image in the making.
@@ -122,6 +141,8 @@ struct Image<'a> {
     entries: BTreeMap<String, Entry>,
     environment: Vec<String>,
     command: Vec<String>,
+    /// What has been read to make it.
+    sources: Vec<Origin>,
 }
 
 enum Entry {
@@ -159,6 +180,7 @@ impl Image<'_> {
             }
             ["file", path, mode, source] => {
                 let (mode, content) = (octal(mode)?, read(&self.folder.join(source))?);
+                self.sources.push(input(source, &content));
                 self.add(path, Entry::File { mode, content })?;
             }
             ["symlink", path, target] => {

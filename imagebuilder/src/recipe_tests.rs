@@ -4,7 +4,7 @@ use crate::store::Store;
 use crate::testing::{Folder, e2fsck};
 
 /// Builds `recipe` in a folder with a file called `source` beside it.
-fn build_text(folder: &Folder, recipe: &str) -> Result<Layout, Error> {
+fn build_text(folder: &Folder, recipe: &str) -> Result<Origin, Error> {
     let path = folder.path().join("recipe");
     std::fs::write(&path, recipe).unwrap();
     std::fs::write(folder.path().join("source"), b"content").unwrap();
@@ -30,7 +30,9 @@ fn the_same_recipe_gives_the_same_image_in_another_folder() {
             .load(&out, None, &Progress::silent())
             .unwrap()
             .remove(0);
-        assert_eq!(image.digest, layout.digest.to_string());
+        assert_eq!(image.digest, format!("sha256:{}", layout.sha256));
+        let inputs = layout.inputs.iter().map(|input| input.name.as_str());
+        assert_eq!(inputs.collect::<Vec<_>>(), ["recipe", "source"]);
         assert_eq!(image.names, ["me/tool:1"]);
         let config = image.config.config().clone().unwrap();
         assert_eq!(config.cmd().clone().unwrap(), ["tool", "--flag"]);

@@ -28,12 +28,12 @@ pub use fragment::{Options, Wanted};
 pub use patches::Patches;
 pub use variant::{Arch, Release, Variant};
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use crate::atomic;
+use crate::manifest::Origin;
 use crate::progress::Progress;
 use crate::sha256;
 use build::Build;
@@ -44,6 +44,9 @@ const RECIPE: u32 = 1;
 
 /// The longest local version, in bytes: a release has at most 64, and the number takes some.
 const MAX_LOCAL_VERSION: usize = 32;
+
+/// The longest release, in bytes: that of `uname`.
+const MAX_RELEASE: usize = 65;
 
 /// A kernel that somebody wants.
 #[derive(Debug, Clone)]
@@ -64,11 +67,12 @@ pub struct Request {
     pub out: PathBuf,
 }
 
-/// Builds a kernel, unless the cache has it, and writes it to where it is wanted, unless it is there.
+/// Builds a kernel, unless the cache has it, and writes it to where it is wanted, unless it is there. Gives what it was
+/// made of.
 ///
 /// # Errors
 /// The variant is malformed, its source or a tool is missing, an option does not survive, or the build fails.
-pub fn build(request: &Request, progress: &Progress) -> Result<(), Error> {
+pub fn build(request: &Request, progress: &Progress) -> Result<Origin, Error> {
     check_local_version(&request.local_version)?;
     let variant = Variant::read(&request.config_directory, &request.variant)?;
     // make runs elsewhere.
@@ -76,12 +80,8 @@ pub fn build(request: &Request, progress: &Progress) -> Result<(), Error> {
         .map_err(|source| Error::write(&request.cache, source))?
         .join("kernel");
     let source = Source::find(request.source.as_deref(), &variant, &cache, progress)?;
-    let key = key(
-        &variant,
-        &source,
-        &request.local_version,
-        &toolchain::identify()?,
-    );
+    let toolchain = toolchain::identify()?;
+    let key = key(&variant, &source, &request.local_version, &toolchain);
     let built = cache.join("built").join(key);
     if !built.exists() {
         toolchain::check()?;
@@ -95,10 +95,55 @@ pub fn build(request: &Request, progress: &Progress) -> Result<(), Error> {
         }
     }
     let config = request.out.with_file_name("config");
-    for (name, out) in [("vmlinux", &request.out), ("config", &config)] {
-        publish(&built.join(name), out).map_err(|source| Error::write(out, source))?;
+    let [kernel, config] = [("vmlinux", &request.out), ("config", &config)].map(|(name, out)| {
+        let from = built.join(name);
+        let content = std::fs::read(&from).map_err(|source| Error::read(&from, source))?;
+        publish(&content, out).map_err(|source| Error::write(out, source))?;
+        Ok(content)
+    });
+    Ok(origin(&variant, &source, &toolchain, &kernel?, &config?))
+}
+
+/// What a kernel and its configuration were made of.
+fn origin(
+    variant: &Variant,
+    source: &Source,
+    toolchain: &str,
+    kernel: &[u8],
+    config: &[u8],
+) -> Origin {
+    let input = |name: &str, sha256| Origin {
+        name: name.to_owned(),
+        sha256,
+        ..Origin::default()
+    };
+    let mut origin = Origin {
+        inputs: vec![
+            input(&source.name(), source.sha256.clone()),
+            input("config", sha256::of(config)),
+        ],
+        ..input(&variant.name, sha256::of(kernel))
+    };
+    let versions = &mut origin.versions;
+    versions.extend(release(kernel).map(|release| ("release".to_owned(), release)));
+    for (program, version) in ["gcc", "ld"].iter().zip(toolchain.lines()) {
+        versions.insert((*program).to_owned(), version.to_owned());
     }
-    Ok(())
+    origin
+}
+
+/// What the kernel says its release is, in its `linux_banner`.
+fn release(kernel: &[u8]) -> Option<String> {
+    const BEFORE: &[u8] = b"Linux version ";
+    let at = kernel
+        .windows(BEFORE.len())
+        .position(|part| part == BEFORE)?;
+    let rest = &kernel[at + BEFORE.len()..];
+    let end = rest
+        .iter()
+        .take(MAX_RELEASE)
+        .position(|&byte| byte == b' ')?;
+    String::from_utf8(rest[..end].to_vec()).ok()
 }
 
 fn check_local_version(suffix: &str) -> Result<(), Error> {
@@ -133,35 +178,13 @@ fn keep(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies `from` to `to`, unless that has the same content. A copy, not a link: whoever changes it would change the
-/// cache.
-fn publish(from: &Path, to: &Path) -> io::Result<()> {
-    if same(from, to)? {
-        return Ok(());
-    }
+/// Writes a file of the cache to where it is wanted, unless it is there. A copy, not a link: whoever changes it would
+/// change the cache.
+fn publish(content: &[u8], to: &Path) -> io::Result<()> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let mut writer = atomic::Writer::create(to)?;
-    io::copy(&mut File::open(from)?, &mut writer)?;
-    writer.flush()?;
-    writer.commit()
-}
-
-fn same(a: &Path, b: &Path) -> io::Result<bool> {
-    let b = match File::open(b) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        opened => opened?,
-    };
-    let a = File::open(a)?;
-    if a.metadata()?.len() != b.metadata()?.len() {
-        return Ok(false);
-    }
-    let mut contents = [Vec::new(), Vec::new()];
-    for (mut file, content) in [a, b].into_iter().zip(&mut contents) {
-        file.read_to_end(content)?;
-    }
-    Ok(contents[0] == contents[1])
+    atomic::update(to, content)
 }
 
 #[cfg(test)]

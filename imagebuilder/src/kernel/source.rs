@@ -21,6 +21,12 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// What the tarball is called.
+    pub(super) fn name(&self) -> String {
+        let name = self.tarball.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Finds the source of `variant`: the tarball that the user named, else the one of the distribution's package,
     /// else the release that the variant names, downloaded. This is the one place that knows where sources come from.
     pub(super) fn find(

@@ -47,27 +47,6 @@ fn local_versions_cannot_carry_commands_or_fill_the_release() {
 }
 
 #[test]
-fn a_kernel_is_copied_only_where_it_differs() {
-    let folder = Folder::new("kernel-publish");
-    let (from, to) = (
-        folder.path().join("vmlinux"),
-        folder.path().join("out/vmlinux"),
-    );
-    std::fs::write(&from, "kernel").unwrap();
-    publish(&from, &to).unwrap();
-    assert_eq!(std::fs::read(&to).unwrap(), b"kernel");
-
-    let modified = || std::fs::metadata(&to).unwrap().modified().unwrap();
-    let before = modified();
-    publish(&from, &to).unwrap();
-    assert_eq!(modified(), before);
-
-    std::fs::write(&to, "broken").unwrap();
-    publish(&from, &to).unwrap();
-    assert_eq!(std::fs::read(&to).unwrap(), b"kernel");
-}
-
-#[test]
 fn whoever_is_second_to_keep_a_kernel_keeps_the_first() {
     let folder = Folder::new("kernel-keep");
     let to = folder.path().join("built/key");
@@ -90,7 +69,7 @@ vmlinux:
 	@echo "  CC      init/main.o"
 	@echo "$(LOCALVERSION)" >>$(O)/../../runs
 	@if grep -q CONFIG_BROKEN $(config); then echo "main.c:1: error: broken"; exit 1; fi
-	@(cat $(config); echo 'const char *release = "6.12$(LOCALVERSION)"; int main(void) { return 0; }') | \
+	@(cat $(config); echo 'const char banner[] = "Linux version 6.12$(LOCALVERSION) (it)"; int main(void) { return 0; }') | \
 		grep -v CONFIG_ | gcc -x c - -o $(O)/vmlinux
 "#;
 
@@ -133,7 +112,7 @@ impl Workshop {
         std::fs::write(self.folder.path().join("config/a.config"), options).unwrap();
     }
 
-    fn build(&self) -> Result<(), Error> {
+    fn build(&self) -> Result<Origin, Error> {
         build(&self.request, &Progress::silent())
     }
 
@@ -168,7 +147,20 @@ fn a_kernel_is_built_once_for_what_it_is_made_of() {
     assert_eq!(workshop.kernel(), first);
 
     workshop.request.local_version = "-second".into();
-    workshop.build().unwrap();
+    let origin = workshop.build().unwrap();
+    assert_eq!(origin.name, "it");
+    assert_eq!(origin.sha256, sha256::of(workshop.kernel()));
+    assert_eq!(origin.versions["release"], "6.12-second");
+    assert!(origin.versions["gcc"].starts_with("gcc"));
+    assert!(origin.versions["ld"].contains("ld"));
+    let tarball = std::fs::read(workshop.folder.path().join("linux.tar")).unwrap();
+    let inputs = [
+        ("linux.tar", sha256::of(tarball)),
+        ("config", sha256::of(&config)),
+    ];
+    let found = origin.inputs.iter();
+    let found = found.map(|input| (input.name.as_str(), input.sha256.clone()));
+    assert_eq!(found.collect::<Vec<_>>(), inputs);
     assert_eq!(workshop.runs(), ["", "-second"]);
     assert_ne!(workshop.kernel(), first);
 

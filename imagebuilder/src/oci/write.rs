@@ -45,7 +45,7 @@ pub fn write(directory: &Path, content: &Content) -> io::Result<Layout> {
     );
     let (config, manifest) = (documents.config.as_bytes(), documents.manifest.as_bytes());
     for blob in [&content.layer, config, manifest] {
-        atomic::write(&blobs.join(Digest::of(blob).hex()), blob)?;
+        atomic::update(&blobs.join(Digest::of(blob).hex()), blob)?;
     }
     let digest = Digest::of(manifest);
     let mut descriptor = descriptor(MANIFEST, &digest, manifest.len() as u64);
@@ -54,7 +54,7 @@ pub fn write(directory: &Path, content: &Content) -> io::Result<Layout> {
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor] });
     let layout = json!({ "imageLayoutVersion": "1.0.0" });
     for (name, document) in [("oci-layout", layout), ("index.json", index)] {
-        atomic::write(&directory.join(name), document.to_string().as_bytes())?;
+        atomic::update(&directory.join(name), document.to_string().as_bytes())?;
     }
     Ok(Layout { digest })
 }

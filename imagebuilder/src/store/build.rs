@@ -1,7 +1,7 @@
 //! From an OCI package to images in the store.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -13,6 +13,7 @@ use crate::ext4;
 use crate::oci::{Description, Digest, Package};
 use crate::progress::Progress;
 use crate::reference::Reference;
+use crate::sha256;
 use crate::spool::Spool;
 use crate::tree::{Limits, Tree};
 
@@ -24,7 +25,8 @@ type Unpacked = HashMap<Digest, Range<u64>>;
 
 impl Store {
     /// Loads the images for this machine in the OCI layout or archive at `path`. They are called what their index says;
-    /// `name` replaces that for the only image. An image that is here already is not made again.
+    /// `name` replaces that for the only image. An image that is here already, undamaged, is not made
+    /// again.
     ///
     /// # Errors
     /// The package or a layer is not usable, or the store cannot be written; it is as it was then.
@@ -63,8 +65,7 @@ impl Store {
                 Some(name) => vec![name.clone()],
                 None => names(description),
             };
-            let record = Record::read(&self.image_path(&description.digest))?;
-            if !record.is_some_and(|record| record.is_current()) {
+            if !self.has(&description.digest) {
                 let title = match names.first() {
                     Some(name) => name.familiar(),
                     None => description.digest.to_string(),
@@ -89,6 +90,16 @@ impl Store {
             images.extend(self.image(&description.digest, &names)?);
         }
         Ok(images)
+    }
+
+    /// Whether the image is here, as making it would make it. One that is damaged in any way is not.
+    fn has(&self, digest: &Digest) -> bool {
+        let directory = self.image_path(digest);
+        let Ok(Some(record)) = Record::read(&directory) else {
+            return false;
+        };
+        let rootfs = File::open(directory.join(ROOTFS)).and_then(sha256::of_reader);
+        record.is_current() && rootfs.is_ok_and(|found| found == record.sha256)
     }
 }
 
@@ -130,6 +141,8 @@ impl Build<'_> {
         file.set_permissions(PermissionsExt::from_mode(0o444))
             .and_then(|()| file.sync_all())
             .map_err(disk("write", &rootfs))?;
+        let sha256 = File::open(&rootfs).and_then(sha256::of_reader);
+        let sha256 = sha256.map_err(disk("read", &rootfs))?;
         step.finish();
 
         let config = serde_json::from_slice(&self.description.raw_config);
@@ -137,7 +150,7 @@ impl Build<'_> {
             path: directory.clone(),
             source,
         })?;
-        Record::new(&self.description.digest, size, config).write(&directory)
+        Record::new(&self.description.digest, sha256, size, config).write(&directory)
     }
 
     /// The image's file system, with the content of its files in the spool.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use rustix::io::Errno;
 
-use super::disk::{Names, Record};
+use super::disk::Names;
 use super::{Error, Store, Wanted};
 use crate::atomic;
 use crate::oci::Digest;
@@ -115,12 +115,8 @@ impl Store {
         let _lock = self.lock()?;
         for digest in built {
             let (from, to) = (work.path.join(digest.hex()), self.image_path(digest));
-            if Record::read(&to)?.is_some_and(|record| record.is_current()) {
-                // Somebody else was quicker.
-                continue;
-            }
             match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
-                // One of another version: it goes with `work`.
+                // One of another version, a damaged one, or that of somebody who was quicker: it goes with `work`.
                 Err(Errno::EXIST) => renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE),
                 renamed => renamed,
             }

@@ -15,6 +15,7 @@ use crate::atomic;
 use crate::ext4;
 use crate::oci::Digest;
 use crate::reference::Reference;
+use crate::sha256;
 
 /// The root file system in an image's directory.
 pub(super) const ROOTFS: &str = "rootfs.ext4";
@@ -72,6 +73,9 @@ pub(super) struct Record {
     writer: String,
     /// The digest of its manifest.
     digest: String,
+    /// The SHA-256 of the root image, in hexadecimal digits.
+    #[serde(default)]
+    pub(super) sha256: String,
     /// The bytes in all its files.
     pub(super) size: u64,
     /// The image's configuration, with all that it has.
@@ -79,11 +83,17 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(digest: &Digest, size: u64, config: serde_json::Value) -> Self {
+    pub(super) fn new(
+        digest: &Digest,
+        sha256: String,
+        size: u64,
+        config: serde_json::Value,
+    ) -> Self {
         Self {
             layout: ext4::LAYOUT,
             writer: ext4::WRITER.to_owned(),
             digest: digest.to_string(),
+            sha256,
             size,
             config,
         }
@@ -100,7 +110,7 @@ impl Record {
 
     /// Whether containers can boot from the image.
     pub(super) fn is_readable(&self) -> bool {
-        self.layout == ext4::LAYOUT
+        self.layout == ext4::LAYOUT && sha256::is_hash(&self.sha256)
     }
 
     /// Whether making the image again would give the same bytes.
@@ -177,7 +187,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
         bytes.push(b'\n');
     }
     bytes
-        .and_then(|bytes| atomic::write(path, &bytes))
+        .and_then(|bytes| atomic::update(path, &bytes))
         .map_err(|source| Error::Disk {
             action: "write",
             path: path.to_path_buf(),

@@ -19,6 +19,7 @@ use oci_spec::image::ImageConfiguration;
 
 pub use change::Removed;
 
+use crate::manifest::Origin;
 use crate::oci::{self, Digest};
 use crate::reference::{self, Reference, is_digest, is_hex_id};
 use crate::{ext4, tree};
@@ -41,6 +42,8 @@ pub struct Image {
     pub digest: String,
     /// Its root file system: an ext4 image, never to be written to, with the root in [`ext4::ROOT_DIRECTORY`].
     pub rootfs: PathBuf,
+    /// The SHA-256 that this should have, in hexadecimal digits.
+    pub sha256: String,
     /// Its configuration.
     pub config: ImageConfiguration,
     /// The bytes in all its files.
@@ -51,10 +54,35 @@ pub struct Image {
     pub removable: bool,
 }
 
+/// What is in the place of an image.
+#[derive(Debug)]
+pub struct Entry {
+    /// Where it is.
+    pub directory: PathBuf,
+    /// The image, or why it cannot be booted.
+    pub image: Result<Image, Error>,
+}
+
 impl Image {
     /// When it was made, as an RFC 3339 time, if it says so.
     pub fn created(&self) -> Option<&str> {
         self.config.created().as_deref()
+    }
+
+    /// What its root file system was made of.
+    pub fn origin(&self) -> Origin {
+        let digest = self.digest.strip_prefix("sha256:").unwrap_or(&self.digest);
+        let writer = ("writer".to_owned(), ext4::WRITER.to_owned());
+        Origin {
+            name: self.names.first().unwrap_or(&self.digest).clone(),
+            sha256: self.sha256.clone(),
+            versions: [writer].into(),
+            inputs: vec![Origin {
+                name: "manifest".to_owned(),
+                sha256: digest.to_owned(),
+                ..Origin::default()
+            }],
+        }
     }
 
     /// The first twelve digits of its digest.
@@ -243,6 +271,23 @@ impl Store {
         Ok(images)
     }
 
+    /// Every image, this store's first, those included that cannot be booted.
+    ///
+    /// # Errors
+    /// The names cannot be read, or not which images there are.
+    pub fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        for store in self.all() {
+            let names = Names::read(&store.names_path())?;
+            for digest in store.digests()? {
+                let directory = store.image_path(&digest);
+                let image = store.image(&digest, &names).transpose();
+                entries.extend(image.map(|image| Entry { directory, image }));
+            }
+        }
+        Ok(entries)
+    }
+
     fn all(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(&self.behind)
     }
@@ -310,6 +355,7 @@ impl Store {
         Ok(Some(Image {
             names: names.of(digest),
             digest: digest.to_string(),
+            sha256: record.sha256.clone(),
             size: record.size,
             config: record.config(&directory)?,
             rootfs,

@@ -1,5 +1,6 @@
 use super::*;
 use crate::progress::Progress;
+use crate::sha256;
 use crate::testing::{Files, Folder, Layer, Layout, e2fsck, gzip, tool_output};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -301,6 +302,34 @@ fn an_image_of_another_version_is_not_booted_and_replaced_by_loading_it_again() 
     std::fs::write(&record, "{").unwrap();
     let error = store.resolve("a").unwrap_err();
     assert!(matches!(&error, Error::Damaged { path, .. } if *path == record));
+    let [entry] = store.entries().unwrap().try_into().unwrap();
+    assert_eq!(entry.directory, record.parent().unwrap());
+    assert!(matches!(entry.image, Err(Error::Damaged { .. })));
+    load(&store, &package, None).unwrap();
+    assert!(store.resolve("a").unwrap().is_some());
+}
+
+#[test]
+fn a_root_image_that_was_damaged_is_replaced_by_loading_it_again() {
+    let folder = Folder::new("store-damage");
+    let store = Store::open(folder.path());
+    let package = package(&folder, "p", "a", b"1");
+    let image = load(&store, &package, Some("a")).unwrap().remove(0);
+    let sound = std::fs::read(&image.rootfs).unwrap();
+    assert_eq!(image.sha256, sha256::of(&sound));
+    for damage in [b"".as_slice(), &[sound.as_slice(), b"x"].concat()] {
+        std::fs::remove_file(&image.rootfs).unwrap();
+        std::fs::write(&image.rootfs, damage).unwrap();
+        load(&store, &package, None).unwrap();
+        assert_eq!(std::fs::read(&image.rootfs).unwrap(), sound);
+    }
+    // Of a version that did not know yet what it was.
+    let record = image.rootfs.with_file_name("image.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, text.replace(&image.sha256, "")).unwrap();
+    assert!(matches!(store.resolve("a"), Err(Error::Outdated { .. })));
+    load(&store, &package, None).unwrap();
+    assert_eq!(store.resolve("a").unwrap().unwrap().sha256, image.sha256);
 }
 
 #[test]
