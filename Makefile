@@ -4,6 +4,7 @@
 #   out/share/vmm/kernels/default/vmlinux    the kernel of every container that asks for no other
 #   out/share/vmm/initfs.cpio                vminitd, PID 1 of every VM
 #   out/share/vmm/images/                    images that come with it: busybox
+#   out/share/vmm/manifest.json              what all of these are, by hashes, and what they were made of
 #
 # out/build/ holds what is not installed, out/test/ what only the tests use.
 
@@ -26,6 +27,7 @@ unexport MAKEFLAGS MFLAGS
 
 SHARE := out/share/vmm
 IMAGEBUILDER := out/build/imagebuilder
+ORIGINS := out/build/origins
 STATIC := target/static/x86_64-unknown-linux-musl/release
 PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/vsock-probe \
 	out/test/guest-tools/hostile-init
@@ -47,7 +49,7 @@ setup-tests: ## The same for the tests
 
 build: $(PROGRAMS) ## The programs: vmm, vminitd, imagebuilder
 
-image: $(SHARE)/kernels/default/vmlinux $(SHARE)/initfs.cpio $(SHARE)/images/names.json ## What a VM boots: kernel, initfs, default image
+image: $(SHARE)/manifest.json ## What a VM boots: kernel, initfs, default image
 
 run: build image ## Everything up to a container that says hello
 	@out/bin/vmm run --rm busybox sh -c 'echo "Hello from a container with a kernel of its own: $$(uname -sr), PID $$$$"'
@@ -64,47 +66,41 @@ install: ## Copy what was built to PREFIX, below DESTDIR if that is given
 clean: ## Remove everything that was built here; the cache stays
 	rm -rf out target
 
-# The rules below look at content: a program that comes out as it was is left alone, and so is what is made from it.
-
 # One run of cargo for all: what they have in common, the standard library first, is compiled once.
 $(PROGRAMS) &: FORCE | setup
 	@scripts/cargo-static build --locked --release --target-dir target/static \
 		-p host-vmm -p vminitd -p imagebuilder -p guest-tools
 	@for program in $(PROGRAMS); do scripts/install-program $(STATIC)/$${program##*/} $$program; done
 
-# What the kernel is made of beside the files of the tree: the tarball, by its name, size and time.
-out/build/kernel.inputs: FORCE | setup
-	@scripts/note-inputs $@ "$(KERNEL_SOURCE)" /usr/src/linux-source-*.tar.xz
+# The rules below run always, and take no time where there is nothing to do. What they make they compare by content, so
+# that they also put right what somebody has changed since.
 
-KERNEL_CONFIG := $(shell find kernel-config 2>/dev/null)
 KERNEL = $(IMAGEBUILDER) kernel --config-dir kernel-config --variant default --cache "$(VMM_CACHE)" \
 	$(if $(KERNEL_SOURCE),--source "$(KERNEL_SOURCE)") --out $@
 
-$(SHARE)/kernels/default/vmlinux: $(KERNEL_CONFIG) $(IMAGEBUILDER) out/build/kernel.inputs
-	@mkdir -p $(@D)
-	@$(KERNEL)
-	@touch $@
+$(SHARE)/kernels/default/vmlinux: $(IMAGEBUILDER) FORCE
+	@mkdir -p $(@D) $(ORIGINS)
+	@$(KERNEL) --origin $(ORIGINS)/kernel.json
 
 # A kernel that says in its release that it is not the default one.
-out/test/vmlinux-second: $(KERNEL_CONFIG) $(IMAGEBUILDER) out/build/kernel.inputs
+out/test/vmlinux-second: $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D)
 	@$(KERNEL) --local-version -second
-	@touch $@
 
-$(SHARE)/initfs.cpio: out/build/vminitd $(IMAGEBUILDER)
-	@mkdir -p $(@D)
-	@echo "Making the initfs"
-	@$(IMAGEBUILDER) initfs --vminitd $< --out $@
-	@touch $@
+$(SHARE)/initfs.cpio: out/build/vminitd $(IMAGEBUILDER) FORCE
+	@mkdir -p $(@D) $(ORIGINS)
+	@scripts/program-origin vminitd $< $(ORIGINS)/vminitd.json agent-protocol vminitd
+	@$(IMAGEBUILDER) initfs --vminitd $< --out $@ \
+		--origin $(ORIGINS)/initfs.json --knowing $(ORIGINS)/vminitd.json
 
-# The recipe takes this program from the system.
-out/build/busybox.inputs: FORCE | setup
-	@scripts/note-inputs $@ /bin/busybox
+$(SHARE)/images/names.json: $(IMAGEBUILDER) FORCE
+	@mkdir -p $(@D) $(ORIGINS)
+	@$(IMAGEBUILDER) recipe rootfs/busybox/recipe --out out/build/busybox --origin $(ORIGINS)/busybox-oci.json >/dev/null
+	@loaded=$$($(IMAGEBUILDER) load --store $(SHARE) out/build/busybox \
+		--origin $(ORIGINS)/busybox.json --knowing $(ORIGINS)/busybox-oci.json) && \
+		scripts/keep-only $(SHARE)/images "$$loaded"
 
-$(SHARE)/images/names.json: $(shell find rootfs/busybox) $(IMAGEBUILDER) out/build/busybox.inputs
-	@mkdir -p $(@D)
-	@echo "Making the image busybox"
-	@$(IMAGEBUILDER) recipe rootfs/busybox/recipe --out out/build/busybox >/dev/null
-	@rm -rf $(@D)
-	@$(IMAGEBUILDER) load --store $(SHARE) out/build/busybox
-	@touch $@
+$(SHARE)/manifest.json: $(SHARE)/kernels/default/vmlinux $(SHARE)/initfs.cpio $(SHARE)/images/names.json out/bin/vmm
+	@scripts/program-origin vmm out/bin/vmm $(ORIGINS)/vmm.json agent-protocol host-vmm imagebuilder
+	@$(IMAGEBUILDER) manifest --prefix out --program $(ORIGINS)/vmm.json --kernel $(ORIGINS)/kernel.json \
+		--initfs $(ORIGINS)/initfs.json --image $(ORIGINS)/busybox.json

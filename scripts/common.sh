@@ -42,3 +42,12 @@ has_musl_target() {
     local sysroot
     sysroot=$(rustc --print sysroot 2>/dev/null) && [[ -d $sysroot/lib/rustlib/$MUSL_TARGET/lib ]]
 }
+
+# The rustc that makes static programs.
+static_rustc() {
+    if has_musl_target; then
+        printf 'rustc\n'
+    else
+        printf '%s\n' "$DEBIAN_RUSTC"
+    fi
+}

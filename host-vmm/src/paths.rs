@@ -155,5 +155,6 @@ fn directory(variable: &str) -> Option<PathBuf> {
 fn share() -> Option<PathBuf> {
     let program = env::current_exe().ok()?;
     let share = program.parent()?.parent()?.join("share/vmm");
-    share.is_dir().then_some(share)
+    // Its manifest says where things are from what is above it, whatever link leads here.
+    share.canonicalize().ok().filter(|share| share.is_dir())
 }

@@ -133,6 +133,16 @@ impl Origin {
         })
     }
 
+    /// The file at `path`, whose SHA-256 is known.
+    pub fn of_known(path: &Path, sha256: String) -> Self {
+        let name = path.file_name().unwrap_or_default();
+        Self {
+            name: name.to_string_lossy().into_owned(),
+            sha256,
+            ..Self::default()
+        }
+    }
+
     /// What was written about something that was made.
     ///
     /// # Errors

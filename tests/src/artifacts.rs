@@ -42,3 +42,10 @@ pub fn second_kernel() -> PathBuf {
 pub fn guest_tool(name: &str) -> PathBuf {
     artifact(&format!("test/guest-tools/{name}"), "make test")
 }
+
+/// A script of the source tree.
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../scripts")
+        .join(name)
+}

@@ -12,7 +12,6 @@ use std::{
 use rustix::process::{ioctl_tiocsctty, setsid};
 
 use crate::{
-    artifacts,
     finished::Finished,
     running::{Feed, Running},
     terminal::Terminal,
@@ -42,9 +41,9 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// `vmm` with the state root `root`, and of the environment nothing but the `PATH`.
-    pub(crate) fn new(root: &Path) -> Self {
-        let vmm = Self::program(root, "vmm", Command::new(artifacts::vmm()));
+    /// The `vmm` in `path` with the state root `root`, and of the environment nothing but the `PATH`.
+    pub(crate) fn new(path: &Path, root: &Path) -> Self {
+        let vmm = Self::program(root, "vmm", Command::new(path));
         vmm.arg("--root").arg(root.join("state"))
     }
 

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -86,13 +87,36 @@ impl Root {
     /// `vmm ARGUMENTS…`
     #[must_use]
     pub fn vmm(&self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Vmm {
-        Vmm::new(&self.path).args(arguments)
+        Vmm::new(&artifacts::vmm(), &self.path).args(arguments)
+    }
+
+    /// `vmm ARGUMENTS…` of the installation in `prefix`.
+    #[must_use]
+    pub fn vmm_of(&self, prefix: &Path, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Vmm {
+        Vmm::new(&prefix.join("bin/vmm"), &self.path).args(arguments)
+    }
+
+    /// Installs what was built among the test's files, as `make install` does, and gives the prefix.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[must_use]
+    pub fn install(&self) -> PathBuf {
+        let prefix = self.files().join("prefix");
+        let output = Command::new(artifacts::script("install"))
+            .arg(&prefix)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the script runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        prefix
     }
 
     /// Another program, in the same environment and with nothing of `vmm` in it.
     #[must_use]
     pub fn program(&self, name: &str) -> Vmm {
-        Vmm::program(&self.path, name, std::process::Command::new(name))
+        Vmm::program(&self.path, name, Command::new(name))
     }
 
     /// `vmm run ARGUMENTS…` under the accelerator under test.

@@ -1,16 +1,26 @@
-//! What machines boot from: kernels and initfs, and how it is known that one is what it should be.
+//! What machines boot from: kernels, initfs and root images, and how it is known that one is what it should be.
+//!
+//! Every file has a hash that it should have: those of the installation by its manifest, what users bring by the name
+//! under which it is kept, and a root image by the record beside it. Before a file is booted, its device, inode, size and
+//! times are compared with those it had when it was hashed the last time, which is remembered below the root; a file
+//! that differs in any is hashed again. So what was only copied, installed anew or touched costs some milliseconds once,
+//! and what was changed is refused.
 
+mod installation;
 mod taken;
+mod verify;
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-use imagebuilder::{hashes::Hashes, initfs};
+use imagebuilder::{hashes::Hashes, initfs, store::Image};
 use serde::{Deserialize, Serialize};
 
+pub use installation::{Installation, InstallationError};
 pub use taken::{Guard, TakeError, TakenFiles};
+pub use verify::{Finding, name, verify};
 
 use crate::{
     paths::Paths,
@@ -102,20 +112,47 @@ pub enum Error {
     /// It cannot be kept.
     #[error(transparent)]
     Take(#[from] TakeError),
-    /// The program lies about alone.
-    #[error("There is no {}: nothing is installed beside this program (make image builds it; or name one with --{})", .0.name(), .0.name())]
-    NothingInstalled(Kind),
-    /// A file of the installation.
-    #[error("Cannot read the {} {} (make image builds it; or name one with --{})", .kind.name(), .path.display(), .kind.name())]
-    Installed {
-        /// What it is.
+    /// There is nothing to boot where the user names nothing.
+    #[error("There is no {} (name one with --{})", .kind.name(), .kind.name())]
+    Installation {
+        /// What there is not.
         kind: Kind,
+        /// Why not.
+        source: InstallationError,
+    },
+    /// A file is something else than it should be.
+    #[error(
+        "The {what} {} was changed: its SHA-256 is {found} and should be {expected} ({remedy}; vmm system verify looks at everything)",
+        .path.display()
+    )]
+    Changed {
+        /// What it is.
+        what: String,
+        /// Where it is.
+        path: PathBuf,
+        /// The hash that it has.
+        found: String,
+        /// The hash that it should have.
+        expected: String,
+        /// What makes it what it should be.
+        remedy: &'static str,
+    },
+    /// A file that should be there cannot be read.
+    #[error("Cannot read the {what} {} ({remedy}; vmm system verify looks at everything)", .path.display())]
+    Unreadable {
+        /// What it is.
+        what: String,
         /// Where it is.
         path: PathBuf,
         /// Why not.
         source: io::Error,
+        /// What makes it what it should be.
+        remedy: &'static str,
     },
 }
+
+/// What puts a file of the installation right.
+const INSTALL: &str = "make image, or installing again, puts it right";
 
 impl BootFiles {
     /// The files that the user names, taken, and for the rest those of the installation.
@@ -166,14 +203,56 @@ fn take(paths: &Paths, kind: Kind, path: &Path) -> Result<(BootFile, Guard), Err
     Ok(TakenFiles::open(paths).take(kind, &path)?)
 }
 
+/// The installation's own, if it is what the manifest says.
 fn installed(paths: &Paths, kind: Kind) -> Result<BootFile, Error> {
-    let path = match kind {
-        Kind::Kernel => paths.default_kernel(),
-        Kind::Initfs => paths.default_initfs(),
+    let file = Installation::open(paths)
+        .and_then(|installation| installation.boot_file(kind).ok_or(InstallationError::None))
+        .map_err(|source| Error::Installation { kind, source })?;
+    check(
+        paths,
+        kind.name().to_owned(),
+        &file.path,
+        &file.sha256,
+        INSTALL,
+    )?;
+    Ok(file)
+}
+
+/// Whether a root image is what was made.
+///
+/// # Errors
+/// It is something else, or not there.
+pub fn check_image(paths: &Paths, image: &Image) -> Result<(), Error> {
+    let remedy = match image.removable {
+        true => "loading the image again puts it right",
+        false => INSTALL,
     };
-    let path = path.ok_or(Error::NothingInstalled(kind))?;
-    match Hashes::new(paths.hashes()).get(&path) {
-        Ok(sha256) => Ok(BootFile { path, sha256 }),
-        Err(source) => Err(Error::Installed { kind, path, source }),
+    let name = image.names.first().unwrap_or(&image.digest);
+    let what = format!("root image of {name}");
+    check(paths, what, &image.rootfs, &image.sha256, remedy)
+}
+
+fn check(
+    paths: &Paths,
+    what: String,
+    path: &Path,
+    expected: &str,
+    remedy: &'static str,
+) -> Result<(), Error> {
+    match Hashes::new(paths.hashes()).get(path) {
+        Ok(found) if found == expected => Ok(()),
+        Ok(found) => Err(Error::Changed {
+            what,
+            path: path.to_owned(),
+            found,
+            expected: expected.to_owned(),
+            remedy,
+        }),
+        Err(source) => Err(Error::Unreadable {
+            what,
+            path: path.to_owned(),
+            source,
+            remedy,
+        }),
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: one file for each command, from flags to a request and from an answer to text.
 
+mod artifacts;
 mod image;
 mod output;
 mod ps;
@@ -8,6 +9,7 @@ mod run;
 mod supervise;
 mod system;
 mod values;
+mod verify;
 mod version;
 
 use std::{path::PathBuf, process::ExitCode};

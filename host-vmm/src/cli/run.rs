@@ -8,7 +8,7 @@ use imagebuilder::store::Store;
 
 use super::{Environment, output, values};
 use crate::{
-    boot_files::BootFiles,
+    boot_files::{self, BootFiles},
     container::{
         Containers, Foreground, StoreError,
         request::{Identity, Request, RequestError},
@@ -139,6 +139,7 @@ impl Run {
                 self.image
             )
         })?;
+        boot_files::check_image(paths, &image)?;
         timeline.note(Event::ImageResolved);
 
         let timings = self.timings;

@@ -5,7 +5,10 @@ use std::{path::Path, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::{Environment, output, print, ps::Format, run::images, version::VERSION};
+use super::{
+    Environment, artifacts, output, print, ps::Format, run::images, verify::Verify,
+    version::VERSION,
+};
 use crate::{
     container::{Containers, state::Status},
     vm::verdicts,
@@ -26,11 +29,16 @@ enum Command {
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
     },
+    /// Look at every file that machines boot from, byte by byte
+    Verify(Verify),
 }
 
 impl System {
     pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
-        let Command::Info { format } = self.command;
+        let format = match self.command {
+            Command::Verify(command) => return command.execute(environment),
+            Command::Info { format } => format,
+        };
         let info = Info::gather(environment)?;
         print(&match format {
             Format::Table => info.table(),
@@ -52,6 +60,7 @@ struct Info {
     running: usize,
     images: usize,
     accelerators: Vec<crate::vm::Verdict>,
+    artifacts: Vec<imagebuilder::manifest::Artifact>,
 }
 
 /// A file of the installation.
@@ -81,6 +90,7 @@ impl Info {
             containers: containers.len(),
             images: images(environment).list()?.len(),
             accelerators: verdicts(),
+            artifacts: artifacts::list(paths),
         })
     }
 
@@ -112,7 +122,9 @@ impl Info {
             })
             .collect();
         text.push('\n');
-        text + &output::table(&["ACCELERATOR", "USABLE", "REASON"], &rows)
+        text += &output::table(&["ACCELERATOR", "USABLE", "REASON"], &rows);
+        text.push('\n');
+        text + &artifacts::table(&self.artifacts)
     }
 }
 

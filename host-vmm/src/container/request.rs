@@ -226,6 +226,7 @@ mod tests {
             names: vec!["test".into()],
             digest: format!("sha256:{}", "a".repeat(64)),
             rootfs: "/rootfs".into(),
+            sha256: "b".repeat(64),
             config: serde_json::from_str(&config).unwrap(),
             size: 0,
             size_on_disk: 0,

@@ -112,18 +112,14 @@ fn origin(
     kernel: &[u8],
     config: &[u8],
 ) -> Origin {
-    let input = |name: &str, sha256| Origin {
-        name: name.to_owned(),
-        sha256,
+    let mut origin = Origin {
+        name: variant.name.clone(),
+        sha256: sha256::of(kernel),
+        inputs: source.origins(),
         ..Origin::default()
     };
-    let mut origin = Origin {
-        inputs: vec![
-            input(&source.name(), source.sha256.clone()),
-            input("config", sha256::of(config)),
-        ],
-        ..input(&variant.name, sha256::of(kernel))
-    };
+    let config = Origin::of_known(Path::new("config"), sha256::of(config));
+    origin.inputs.push(config);
     let versions = &mut origin.versions;
     versions.extend(release(kernel).map(|release| ("release".to_owned(), release)));
     for (program, version) in ["gcc", "ld"].iter().zip(toolchain.lines()) {

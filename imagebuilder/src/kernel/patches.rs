@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Arch, Error, child};
+use crate::manifest::Origin;
 use crate::sha256;
 
 /// The patches of an architecture.
@@ -58,6 +59,12 @@ impl Patches {
         let hashes = self.0.iter().map(|patch| sha256::of(&patch.text));
         let parts: Vec<_> = std::iter::once(source.to_owned()).chain(hashes).collect();
         sha256::of(parts.join("\n"))
+    }
+
+    /// What a patched source is made of, beside the source.
+    pub(super) fn origins(&self) -> impl Iterator<Item = Origin> {
+        let patches = self.0.iter();
+        patches.map(|patch| Origin::of_known(&patch.path, sha256::of(&patch.text)))
     }
 
     /// Changes the source in `directory`. What the tool says goes to `log`; `lock` as [`child::run`] takes it.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, Patches, Variant, child, download, lock};
 use crate::hashes::Hashes;
+use crate::manifest::Origin;
 use crate::progress::Progress;
 
 /// Where the packages of Debian and its descendants put the source of a series.
@@ -15,16 +16,20 @@ const DISTRIBUTION: &str = "/usr/src";
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     tarball: PathBuf,
+    /// The SHA-256 of the tarball, in hexadecimal digits.
+    sha256: String,
     patches: Patches,
     /// A SHA-256 that stands for the tarball and the patches, in hexadecimal digits.
     pub(super) identity: String,
 }
 
 impl Source {
-    /// What the tarball is called.
-    pub(super) fn name(&self) -> String {
-        let name = self.tarball.file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
+    /// What a kernel of this source is made of.
+    pub(super) fn origins(&self) -> Vec<Origin> {
+        let tarball = Origin::of_known(&self.tarball, self.sha256.clone());
+        std::iter::once(tarball)
+            .chain(self.patches.origins())
+            .collect()
     }
 
     /// Finds the source of `variant`: the tarball that the user named, else the one of the distribution's package,
@@ -51,8 +56,9 @@ impl Source {
         let sha256 = identify(&tarball, &Hashes::new(cache.join("hashes")), progress)?;
         let patches = variant.patches.clone();
         Ok(Self {
-            tarball,
             identity: patches.identify(&sha256),
+            tarball,
+            sha256,
             patches,
         })
     }
