@@ -88,12 +88,13 @@ pub fn create(path: &Path, size: u64, ephemeral: bool) -> Result<(), Error> {
             path: path.to_path_buf(),
             source,
         })?;
-    format(&file, size, ephemeral).map_err(|source| {
+    format(&file, size, ephemeral).map_err(|error| {
         // The error that is on its way says more than one of the removal would.
         let _ = std::fs::remove_file(path);
-        Error::Format {
-            path: path.to_path_buf(),
-            source,
+        let path = path.to_path_buf();
+        match error {
+            mkext4::Error::Io(source) => Error::Create { path, source },
+            source => Error::Format { path, source },
         }
     })
 }

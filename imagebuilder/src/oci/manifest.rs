@@ -79,7 +79,7 @@ impl Package {
         self.check_layout()?;
         let index = self.document("index.json")?;
         let index = index.ok_or(Error::NotAnImage {
-            reason: "it has no index.json",
+            reason: "it has no index.json: it is incomplete; save or copy it again",
         })?;
         let index: ImageIndex = parse("index.json", &index)?;
         let mut search = Search {
@@ -100,7 +100,7 @@ impl Package {
         search.others.truncate(20);
         match search.others.is_empty() {
             true => Err(Error::NotAnImage {
-                reason: "its index names no image",
+                reason: "its index names no image; save one into it",
             }),
             false => Err(Error::Platform {
                 found: search.others,
@@ -114,7 +114,9 @@ impl Package {
                 true => {
                     "it is in the format of Docker before version 25; save it with a newer one, or copy it with `skopeo copy docker-archive:FILE oci-archive:FILE`"
                 }
-                false => "it has no oci-layout file",
+                false => {
+                    "it has no oci-layout file; give what docker save made, or an archive of a root file system"
+                }
             };
             return Err(Error::NotAnImage { reason });
         };

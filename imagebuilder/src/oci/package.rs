@@ -15,7 +15,7 @@ use super::compression::{decompress, is_compressed};
 use super::{BlobError, Digest, Error, Layer, MAX_DOCUMENT};
 use crate::progress::Step;
 use crate::spool::{Spool, Window};
-use crate::tarball::{Kind, Reader};
+use crate::tarball::{self, Kind, Reader};
 
 /// Where the blobs of a layout are.
 const BLOBS: &str = "blobs/sha256/";
@@ -88,13 +88,24 @@ impl Package {
         let mut start = [0; 4];
         if metadata.is_file() {
             let count = Window::new(&file, 0..4).read(&mut start).map_err(failed)?;
+            if count == 0 {
+                return Err(Error::NotAnImage {
+                    reason: "it is empty; give what docker save made",
+                });
+            }
+            if let Some(with) = foreign_compression(&start) {
+                return Err(Error::Compression { with });
+            }
             if !is_compressed(&start[..count]) {
                 return Archive::open(file, 0..metadata.len());
             }
         }
-        let source = decompress(&mut file).map_err(Error::Unpack)?;
-        let range = spool.append(source, |_| ()).map_err(Error::Unpack)?;
-        let file = spool.file().try_clone().map_err(Error::Unpack)?;
+        let unpacked = decompress(&mut file).and_then(|source| spool.append(source, |_| ()));
+        let range = unpacked.map_err(|error| match is_systems(&error) {
+            true => Error::Spool(error),
+            false => Error::Unpack(error),
+        })?;
+        let file = spool.file().try_clone().map_err(Error::Spool)?;
         Archive::open(file, range)
     }
 
@@ -172,7 +183,10 @@ impl Package {
                 .and_then(|source| spool.append(source, |piece| hash.update(piece)));
             // Of damaged content, decompression fails before its digest is known: this says better what is wrong.
             verifier.finish(digest)?;
-            let range = unpacked.map_err(BlobError::Unpack)?;
+            let range = unpacked.map_err(|error| match is_systems(&error) {
+                true => BlobError::Spool(error),
+                false => BlobError::Unpack(error),
+            })?;
             match Digest::from_hash(hash) == *diff_id {
                 true => Ok(range),
                 false => Err(BlobError::DiffId {
@@ -239,6 +253,18 @@ impl Package {
     }
 }
 
+/// Whether an error is one of the spool or a system call, and not of a decompressor.
+fn is_systems(error: &io::Error) -> bool {
+    error.raw_os_error().is_some() || error.kind() == io::ErrorKind::FileTooLarge
+}
+
+/// By what an archive is compressed, if we cannot undo that.
+fn foreign_compression(start: &[u8]) -> Option<&'static str> {
+    let known: [(&[u8], &str); 2] = [(b"\xfd7zX", "xz"), (b"BZh", "bzip2")];
+    let found = known.iter().find(|(magic, _)| start.starts_with(magic));
+    found.map(|(_, name)| *name)
+}
+
 /// Tells a step of what is read.
 struct Advancing<'a, R>(R, &'a Step);
 
@@ -264,7 +290,7 @@ impl Archive {
         if archive.looks_like_root && !has("oci-layout") && !has("manifest.json") {
             // All of it is the only layer of an image, as if it lay in a layout under its digest.
             let mut verifier = Verifier::new(Window::new(&archive.file, archive.range.clone()));
-            io::copy(&mut verifier, &mut io::sink()).map_err(Error::Unpack)?;
+            io::copy(&mut verifier, &mut io::sink()).map_err(Error::Spool)?;
             let path = format!("{BLOBS}{}", verifier.digest().hex());
             archive.files = HashMap::from([(path, archive.range.clone())]);
         }
@@ -274,7 +300,13 @@ impl Archive {
     /// Finds the files of a layout. Of two with the same path, the last counts, as if it had been extracted.
     fn index(&mut self) -> Result<(), Error> {
         let mut reader = Reader::new(&self.file, self.range.clone());
-        while let Some(entry) = reader.next_entry().map_err(Error::Archive)? {
+        let not_read = |error| match error {
+            tarball::Error::Header { at: 0, .. } | tarball::Error::Truncated { at: 0 } => {
+                Error::NotAnArchive(error)
+            }
+            error => Error::Archive(error),
+        };
+        while let Some(entry) = reader.next_entry().map_err(not_read)? {
             let path = String::from_utf8_lossy(&entry.path);
             let path = path.trim_start_matches("./").trim_start_matches('/');
             let top = path.split('/').next().unwrap_or_default();

@@ -255,7 +255,7 @@ fn documents_that_contradict_each_other_are_refused() {
         (
             |config| config["architecture"] = json!("riscv64"),
             unchanged,
-            "only for: linux/riscv64",
+            "only for linux/riscv64",
         ),
         (
             unchanged,
@@ -295,8 +295,12 @@ fn what_is_no_layout_at_all_is_told_apart() {
         ),
         ("files", files.bytes(), "no oci-layout file"),
         ("docker", docker.bytes(), "before version 25"),
-        ("empty", Vec::new(), "no oci-layout file"),
-        ("cut", gzip(&files.bytes())[..20].to_vec(), "Cannot unpack"),
+        ("empty", Vec::new(), "it is empty"),
+        (
+            "cut",
+            gzip(&files.bytes())[..20].to_vec(),
+            "cut off or damaged",
+        ),
     ];
     for (name, bytes, reason) in rows {
         let path = folder.path().join(name);

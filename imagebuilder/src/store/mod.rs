@@ -123,7 +123,7 @@ pub enum Error {
         digest: String,
     },
     /// The start of a digest fits several images.
-    #[error("{prefix} is the start of several image IDs; give more of it")]
+    #[error("{prefix} is the start of several image IDs; give more of it (vmm image ls lists all)")]
     Ambiguous {
         /// What was given.
         prefix: String,
@@ -137,7 +137,7 @@ pub enum Error {
         source: oci::Error,
     },
     /// One name was given for several images.
-    #[error("Cannot load {} as one name: there are {count} images in it", .path.display())]
+    #[error("Cannot give {} one name: there are {count} images in it; leave --name out", .path.display())]
     SeveralImages {
         /// The archive or directory.
         path: PathBuf,
@@ -165,7 +165,7 @@ pub enum Error {
         source: ext4::Error,
     },
     /// There is no such image.
-    #[error("There is no image {name}")]
+    #[error("There is no image {name} (vmm image ls lists all)")]
     NotFound {
         /// What was asked for.
         name: String,
@@ -177,7 +177,9 @@ pub enum Error {
         digest: String,
     },
     /// The image came with the installation.
-    #[error("Image {name} belongs to the installation and is not removed")]
+    #[error(
+        "Image {name} belongs to the installation, with which alone it goes; load another of this name to hide it"
+    )]
     ReadOnly {
         /// What was asked for.
         name: String,

@@ -217,7 +217,7 @@ fn what_cannot_be_loaded_is_one_error_and_leaves_nothing() {
             Layout::new()
                 .image_for("linux", "arm64", "a", &[], gzip)
                 .files(),
-            "only for: linux/arm64",
+            "only for linux/arm64",
         ),
         (
             empty().changed("index.json", |_| Some(b"[]".to_vec())),
