@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     host_vmm::cli::execute().unwrap_or_else(|error| {
-        host_vmm::complain(&error);
+        host_vmm::report::Report::of(error.as_ref()).show();
         ExitCode::from(host_vmm::container::FAILED)
     })
 }

@@ -36,7 +36,7 @@ pub enum NoPlace {
     )]
     NoHome,
     /// The directory's name is not absolute, and there is no current directory to begin with.
-    #[error("Cannot tell where {} is", .path.display())]
+    #[error("Cannot tell where the directory {:?} is; name an absolute one with --root", .path)]
     Relative {
         /// As it was given.
         path: PathBuf,
@@ -115,6 +115,18 @@ impl Paths {
     #[must_use]
     pub fn hashes(&self) -> PathBuf {
         self.root.join("hashes")
+    }
+
+    /// What the kernel of a machine that failed has said, if its container did not stay.
+    #[must_use]
+    pub fn failed_log(&self, short_id: &str) -> PathBuf {
+        self.failed_logs().join(format!("{short_id}.log"))
+    }
+
+    /// The directory of those.
+    #[must_use]
+    pub fn failed_logs(&self) -> PathBuf {
+        self.root.join("failed")
     }
 
     /// The directory of sockets.

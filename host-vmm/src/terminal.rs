@@ -1,11 +1,13 @@
 //! The user's terminal.
 
 use std::{
-    io::{self, stderr, stdin, stdout},
+    io::{self, Write, stderr, stdin, stdout},
     os::fd::{AsFd, OwnedFd},
 };
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr,
+};
 
 /// A terminal that passes on every key as it is. Dropping it makes the terminal what it was.
 #[derive(Debug)]
@@ -55,15 +57,47 @@ pub fn size() -> Option<(u16, u16)> {
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
+/// Standard error, which may be a terminal that we or others have made raw: it takes a line feed for just that then.
+#[derive(Clone, Copy, Debug)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let raw =
+            tcgetattr(stderr()).is_ok_and(|modes| !modes.output_modes.contains(OutputModes::OPOST));
+        if !raw {
+            return stderr().write(bytes);
+        }
+        let mut shown = Vec::with_capacity(bytes.len() + 16);
+        for &byte in bytes {
+            if byte == b'\n' {
+                shown.push(b'\r');
+            }
+            shown.push(byte);
+        }
+        stderr().write_all(&shown)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        stderr().flush()
+    }
+}
+
 /// At most `max` characters of what a guest said, without what could change a terminal or the order of what is read on it.
 #[must_use]
 pub fn printable(text: &str, max: usize) -> String {
-    let changes = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let shown = |c| {
+        if changes_terminal(c) { '\u{fffd}' } else { c }
     };
-    let shown = |c| if changes(c) { '\u{fffd}' } else { c };
     text.chars().take(max).map(shown).collect()
+}
+
+/// Whether a character does something else than to be shown.
+#[must_use]
+pub fn changes_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 use std::ffi::{CStr, CString};
 
 use nix::{errno::Errno, unistd::execve};
+use rustix::fs::{FileType, stat};
 
 /// Where programs are looked for if the environment has no `PATH`: Docker's default.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Replaces this process by `arguments[0]`, searched for in the `PATH` of `environment` if it has no
 /// slash. Returns only if that failed, and says why: `ENOENT` if no such program is there, `EACCES` if one is
-/// but may not be executed.
+/// but may not be executed, `EISDIR` if it is a directory.
 pub fn execute(arguments: &[CString], environment: &[CString]) -> Errno {
     let Some(program) = arguments.first() else {
         return Errno::ENOENT;
@@ -21,6 +22,7 @@ pub fn execute(arguments: &[CString], environment: &[CString]) -> Errno {
     search(program.to_bytes(), path, |candidate| {
         match execve(candidate, arguments, environment) {
             Ok(never) => match never {},
+            Err(Errno::EACCES) if is_directory(candidate) => Errno::EISDIR,
             Err(errno) => errno,
         }
     })
@@ -50,13 +52,17 @@ fn search(program: &[u8], path: &[u8], mut attempt: impl FnMut(&CStr) -> Errno) 
         match attempt([directory, b"/", program].concat()) {
             Errno::ENOENT | Errno::ENOTDIR => {}
             // Another directory may have one that may be executed.
-            Errno::EACCES => found = Errno::EACCES,
+            errno @ (Errno::EACCES | Errno::EISDIR) => found = errno,
             // Too long for a path: cannot be there.
             Errno::ENAMETOOLONG => {}
             other => return other,
         }
     }
     found
+}
+
+fn is_directory(path: &CStr) -> bool {
+    stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
 #[cfg(test)]
@@ -130,7 +136,7 @@ mod tests {
             execute(&arguments, &[c"PATH=/bin:/usr/bin".to_owned()]),
             Errno::ENOENT
         );
-        assert_eq!(execute(&[c"/".to_owned()], &[]), Errno::EACCES);
+        assert_eq!(execute(&[c"/".to_owned()], &[]), Errno::EISDIR);
         assert_eq!(execute(&[], &[]), Errno::ENOENT);
     }
 }

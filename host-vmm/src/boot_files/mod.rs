@@ -73,7 +73,7 @@ pub struct BootFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A path that begins nowhere.
-    #[error("Cannot tell the current directory")]
+    #[error("Cannot tell the current directory; give absolute paths")]
     CurrentDirectory(#[source] io::Error),
     /// What the user names is not there.
     #[error("Cannot find the {} {} (give the path of a file)", .kind.name(), .path.display())]
@@ -86,7 +86,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It is a directory, say.
-    #[error("The {} {} is no file", .kind.name(), .path.display())]
+    #[error("The {} {} is no file: give the path of one", .kind.name(), .path.display())]
     NoFile {
         /// What it would be.
         kind: Kind,

@@ -16,7 +16,7 @@ use imagebuilder::{
 };
 
 use super::{Environment, output, print, ps::Format, run::images};
-use crate::{complain, container::timeline::wall_clock_ns};
+use crate::{container::timeline::wall_clock_ns, report::Report};
 
 /// Manage images
 #[derive(Debug, Args)]
@@ -157,7 +157,8 @@ impl Load {
             Some(path) => Input::Path(path),
             None => Input::spool(environment)?,
         };
-        for image in store.load(input.path(), self.name.as_deref(), &progress)? {
+        let loaded = store.load(input.path(), self.name.as_deref(), &progress);
+        for image in loaded.map_err(|error| input.named_in(error))? {
             match (self.quiet, image.names.is_empty()) {
                 (true, _) => print(&format!("{}\n", image.short_id()))?,
                 (false, true) => print(&format!("Loaded image: {}\n", image.digest))?,
@@ -221,6 +222,17 @@ impl Input<'_> {
             Self::Spooled { path, .. } => path,
         }
     }
+
+    /// The error with what the user knows the archive by.
+    fn named_in(&self, error: store::Error) -> store::Error {
+        match (self, error) {
+            (Self::Spooled { .. }, store::Error::Package { source, .. }) => store::Error::Package {
+                path: "what comes on standard input".into(),
+                source,
+            },
+            (_, error) => error,
+        }
+    }
 }
 
 impl Remove {
@@ -231,7 +243,7 @@ impl Remove {
             match store.remove(image) {
                 Ok(removed) => print(&described(&removed))?,
                 Err(error) => {
-                    complain(&error.into());
+                    Report::of(&error).show();
                     code = ExitCode::from(1);
                 }
             }

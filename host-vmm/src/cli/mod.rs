@@ -2,12 +2,15 @@
 
 mod artifacts;
 mod image;
+mod log;
 mod output;
 mod ps;
 mod rm;
 mod run;
+mod suggest;
 mod supervise;
 mod system;
+mod usage;
 mod values;
 mod verify;
 mod version;
@@ -17,10 +20,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-use crate::{
-    container::{FAILED, timeline::now_ns},
-    paths::Paths,
-};
+use crate::{container::timeline::now_ns, paths::Paths};
 
 /// Runs every container in a virtual machine of its own, with a kernel of its own.
 #[derive(Debug, Parser)]
@@ -81,13 +81,18 @@ pub fn execute() -> Result<ExitCode> {
     let started_ns = now_ns();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return usage(&error),
+        Err(error) => return usage::show(error),
     };
     let log_level = match arguments.debug {
         true => Some(tracing::Level::DEBUG),
         false => arguments.log_level,
     };
-    start_log(log_level);
+    // The times of a supervisor are those of the command that started it.
+    let began_ns = match &arguments.command {
+        Command::Supervise(command) => command.began_ns(),
+        _ => started_ns,
+    };
+    log::start(log_level, began_ns);
     let environment = Environment {
         paths: Paths::find(arguments.root.as_deref())?,
         log_level,
@@ -105,30 +110,6 @@ pub fn execute() -> Result<ExitCode> {
         Command::Version(command) => command.execute(&environment),
         Command::Supervise(command) => command.execute(&environment),
     }
-}
-
-/// Shows what was asked for, or how the command line should have been.
-fn usage(error: &clap::Error) -> Result<ExitCode> {
-    if !error.use_stderr() {
-        error.print().context("Cannot write to standard output")?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let text = error.render().to_string();
-    output::complain(&format!(
-        "vmm: {}",
-        text.strip_prefix("error: ").unwrap_or(&text)
-    ));
-    Ok(ExitCode::from(FAILED))
-}
-
-fn start_log(level: Option<tracing::Level>) {
-    tracing_subscriber::fmt()
-        .with_max_level(level.unwrap_or(tracing::Level::WARN))
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .with_ansi(false)
-        .init();
 }
 
 /// Shows `text`. Nobody being left to read it is no error.

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, io::Write as _};
 
-use crate::container::timeline::{Event, Timeline};
+use crate::container::timeline::{Event, Ms, Timeline};
 
 /// Between two columns.
 const GAP: usize = 3;
@@ -81,7 +81,7 @@ pub fn timeline_table(timeline: &Timeline) -> String {
             let step = ns - before;
             before = ns;
             let what = format!("{:<20}", event.name());
-            vec![what, format!("{:>9}", ms(ns)), format!("{:>9}", ms(step))]
+            vec![what, format!("{:>9}", Ms(ns)), format!("{:>9}", Ms(step))]
         })
         .collect();
     table(&["EVENT", "       MS", "    +MS"], &rows)
@@ -100,10 +100,6 @@ pub fn timeline_json(timeline: &Timeline) -> String {
         })
         .collect();
     format!("{}\n", serde_json::json!({ "events": events }))
-}
-
-fn ms(ns: u64) -> String {
-    format!("{}.{:03}", ns / 1_000_000, ns / 1000 % 1000)
 }
 
 #[cfg(test)]

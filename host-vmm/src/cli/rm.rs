@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::{Environment, print};
 use crate::{
-    complain,
     container::{Containers, StoreError, state::Status, supervisor},
+    report::Report,
 };
 
 /// Remove containers
@@ -32,7 +32,7 @@ impl Rm {
             match self.remove(&containers, environment, reference) {
                 Ok(()) => print(&format!("{reference}\n"))?,
                 Err(error) => {
-                    complain(&error.into());
+                    Report::of(&error).show();
                     // As Docker: the others are removed all the same.
                     code = ExitCode::from(1);
                 }

@@ -6,18 +6,19 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use imagebuilder::store::Store;
 
-use super::{Environment, output, values};
+use super::{Environment, output, suggest::nearest, values};
 use crate::{
     boot_files::{self, BootFiles},
     container::{
-        Containers, Foreground, StoreError,
-        request::{Identity, Request, RequestError},
+        Containers, Foreground, Logging,
+        request::{Identity, Request},
         spec::Tmpfs,
         start,
         timeline::{Event, Timeline, wall_clock_ns},
     },
-    error_text, terminal,
-    vm::Accelerator,
+    report::Report,
+    terminal,
+    vm::{self, Accelerator},
 };
 
 /// Run a command in a new container
@@ -84,6 +85,12 @@ pub struct Run {
     /// What runs the machine: auto, kvm, um or tcg
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = accelerator, help_heading = "Machine")]
     accel: Accelerator,
+    /// How long the machine may take until the container's process is executed, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::start_timeout, help_heading = "Machine")]
+    start_timeout: u32,
+    /// Show what the guest's kernel prints, all of it, on standard error as it comes; there is no input to it
+    #[arg(long, help_heading = "Machine")]
+    debug_console: bool,
     /// Show what happened when, on standard error
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Machine")]
     timings: Option<Timings>,
@@ -115,32 +122,22 @@ fn accelerator(name: &str) -> Result<Accelerator, String> {
     .ok_or_else(|| "choose auto, kvm, um or tcg".to_owned())
 }
 
-/// Why no container was made.
-#[derive(Debug, thiserror::Error)]
-enum CreateError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Request(#[from] RequestError),
-}
-
 impl Run {
     pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
         let mut timeline = Timeline::default();
         timeline.note_at(Event::CliStart, environment.started_ns);
         if self.tty && self.interactive && !terminal::is_interactive() {
-            bail!("Cannot attach a terminal: standard input is none (leave -t out)");
+            bail!("Cannot attach a terminal: standard input is none; leave -t out");
         }
         let paths = &environment.paths;
         let images = images(environment);
-        let image = images.resolve(&self.image)?.ok_or_else(|| {
-            anyhow::anyhow!(
-                "There is no image {} (vmm image ls lists all; vmm image load adds one from an archive)",
-                self.image
-            )
-        })?;
+        let image = match images.resolve(&self.image)? {
+            Some(image) => image,
+            None => bail!(no_image(&images, &self.image)),
+        };
         boot_files::check_image(paths, &image)?;
         timeline.note(Event::ImageResolved);
+        tracing::debug!("Resolved the image {} to {}", self.image, image.digest);
 
         let timings = self.timings;
         let (name, has_terminal) = (self.name.clone(), self.tty);
@@ -154,19 +151,32 @@ impl Run {
                 name,
                 created_ns: wall_clock_ns(),
             };
-            Ok::<_, CreateError>(request.resolve(&image, &boot, identity)?)
+            anyhow::Ok(request.resolve(&image, &boot, identity)?)
         };
-        let (spec, _, lock) = containers.create(name.as_deref(), create)?;
-        // The container refers to its files now.
+        let brought = kernel.is_some() || initfs.is_some();
+        let created = containers.create(name.as_deref(), create);
+        // The container refers to its files now, if there is one.
         drop(boot);
+        if created.is_err() && brought {
+            containers.collect_boot_files();
+        }
+        let (spec, directory, lock) = created?;
         timeline.note(Event::ContainerPrepared);
+        tracing::debug!(
+            "Prepared the container {}: {}",
+            spec.name,
+            directory.path().display()
+        );
 
         let foreground = Foreground {
             terminal: has_terminal,
             signals: Foreground::take_signals().context("Cannot take signals over")?,
         };
-        let log_level = environment.log_level.map(|level| level.to_string());
-        let attached = start(paths.root(), &spec.id, lock, log_level.as_deref())
+        let logging = Logging {
+            level: environment.log_level.map(|level| level.to_string()),
+            began_ns: environment.started_ns,
+        };
+        let attached = start(paths.root(), &spec.id, lock, &logging)
             .context("Cannot start the container's supervisor")?;
         // While the machine boots there is time for what others have left.
         containers.sweep();
@@ -181,9 +191,16 @@ impl Run {
             // It had no time to clear up.
             containers.sweep();
         }
-        if !ending.error.is_empty() {
-            output::complain(&error_text(&ending.error));
+        if spec.auto_remove && brought {
+            containers.collect_boot_files();
         }
+        for warning in &ending.warnings {
+            Report::new(format!("The guest warns: {warning}")).show();
+        }
+        if let Some(report) = &ending.error {
+            report.show();
+        }
+        tracing::debug!("The container is over: exit code {}", ending.exit_code);
         if let Some(format) = timings {
             timeline.merge(&ending.timeline);
             output::complain(&match format {
@@ -197,6 +214,7 @@ impl Run {
     /// What the flags ask for.
     fn request(self) -> Result<Request> {
         values::within_host(self.memory)?;
+        vm::select(self.accel)?;
         Ok(Request {
             env: values::environment(&self.env, &self.env_file)?,
             image: self.image,
@@ -211,10 +229,11 @@ impl Run {
             read_only: self.read_only,
             tmpfs: self.tmpfs,
             memory: self.memory,
+            start_timeout_s: self.start_timeout,
+            debug_console: self.debug_console,
             cpu_milli: self.cpus,
             accelerator: self.accel,
-            cmdline: values::cmdline(&self.cmdline_append.join(" "))
-                .map_err(|why| anyhow::anyhow!("Cannot add so much by --cmdline-append: {why}"))?,
+            cmdline: values::cmdline(&self.cmdline_append.join(" ")).map_err(anyhow::Error::msg)?,
         })
     }
 }
@@ -227,4 +246,22 @@ pub(super) fn images(environment: &Environment) -> Store {
         Some(share) => images.with_behind(Store::open_read_only(share)),
         None => images,
     }
+}
+
+/// What there is in the place of an image that is not there.
+fn no_image(images: &Store, wanted: &str) -> String {
+    let names: Vec<String> = match images.list() {
+        Ok(images) => images.into_iter().flat_map(|image| image.names).collect(),
+        Err(_) => Vec::new(),
+    };
+    // A tag goes without saying, and so need not be mistaken.
+    let untagged = |name: &'_ str| name.strip_suffix(":latest").unwrap_or(name).to_owned();
+    let names: Vec<String> = names.iter().map(|name| untagged(name)).collect();
+    let meant = match nearest(&untagged(wanted), names.iter().map(String::as_str)) {
+        Some(meant) => format!("; did you mean {meant}?"),
+        None => String::new(),
+    };
+    format!(
+        "There is no image {wanted}{meant} (vmm image ls lists all; vmm image load adds one from an archive)"
+    )
 }

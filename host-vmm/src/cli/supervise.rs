@@ -25,9 +25,16 @@ pub struct Supervise {
     /// The descriptor of the container's lock
     #[arg(long)]
     lock: i32,
+    /// When that command began, in ns of `CLOCK_MONOTONIC`
+    #[arg(long)]
+    began: u64,
 }
 
 impl Supervise {
+    pub(super) fn began_ns(&self) -> u64 {
+        self.began
+    }
+
     pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
         let inherited =
             |number| take_inherited(number).context("Cannot take an inherited descriptor");
@@ -36,7 +43,7 @@ impl Supervise {
             lock: Lock::from(inherited(self.lock)?),
             attached: Channel::from(inherited(self.channel)?),
         };
-        supervise(&environment.paths, task)?;
+        supervise(&environment.paths, task);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use super::{
-    Environment, artifacts, output, print, ps::Format, run::images, verify::Verify,
-    version::VERSION,
+    Environment, artifacts, output, print, ps::Format, run::images, values::host_memory,
+    verify::Verify, version::VERSION,
 };
 use crate::{
     container::{Containers, state::Status},
@@ -54,13 +54,55 @@ struct Info {
     version: &'static str,
     root: String,
     run: String,
+    failed_logs: String,
     kernel: Option<File>,
     initfs: Option<File>,
     containers: usize,
     running: usize,
     images: usize,
+    host: Host,
     accelerators: Vec<crate::vm::Verdict>,
     artifacts: Vec<imagebuilder::manifest::Artifact>,
+}
+
+/// This machine.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Host {
+    kernel: String,
+    architecture: String,
+    cpus: usize,
+    /// In bytes.
+    memory: u64,
+}
+
+impl Host {
+    fn look() -> Self {
+        let names = rustix::system::uname();
+        let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
+        Self {
+            kernel: text(names.release()),
+            architecture: text(names.machine()),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: host_memory(),
+        }
+    }
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            kernel,
+            architecture,
+            cpus,
+            memory,
+        } = self;
+        let memory = memory >> 20;
+        write!(
+            f,
+            "Linux {kernel}, {architecture}, CPUs {cpus}, memory {memory} MiB"
+        )
+    }
 }
 
 /// A file of the installation.
@@ -84,11 +126,13 @@ impl Info {
             version: VERSION,
             root: paths.root().display().to_string(),
             run: paths.run().display().to_string(),
+            failed_logs: paths.failed_logs().display().to_string(),
             kernel: paths.default_kernel().as_deref().map(File::look),
             initfs: paths.default_initfs().as_deref().map(File::look),
             running: running.count(),
             containers: containers.len(),
             images: images(environment).list()?.len(),
+            host: Host::look(),
             accelerators: verdicts(),
             artifacts: artifacts::list(paths),
         })
@@ -100,6 +144,8 @@ impl Info {
             ("Version", self.version.to_owned()),
             ("Root", self.root.clone()),
             ("Sockets", self.run.clone()),
+            ("Failed logs", self.failed_logs.clone()),
+            ("Host", self.host.to_string()),
             ("Kernel", File::shown(self.kernel.as_ref())),
             ("Initfs", File::shown(self.initfs.as_ref())),
             ("Images", self.images.to_string()),

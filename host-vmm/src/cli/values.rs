@@ -27,25 +27,28 @@ pub fn memory(text: &str) -> Result<u64, String> {
     let bytes = bytes(text).ok_or("give a number and b, k, m or g, such as 512m")?;
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
         let (min, max) = (MIN_MEMORY / MIB, MAX_MEMORY >> 40);
-        return Err(format!(
-            "a container takes {min} MiB to {max} TiB of memory"
-        ));
+        return Err(format!("give {min} MiB to {max} TiB, such as 512m"));
     }
     Ok(bytes.next_multiple_of(MIB))
 }
 
 /// Checks that this machine has so much memory, in bytes.
 pub fn within_host(memory: u64) -> Result<()> {
-    let host = rustix::system::sysinfo();
-    let host = host.totalram.saturating_mul(u64::from(host.mem_unit));
+    let host = host_memory();
     if memory > host {
         bail!(
-            "Cannot give a container {} MiB of memory: this machine has {} MiB",
+            "Cannot give a container {} MiB of memory: this machine has {} MiB; give less with --memory",
             memory / MIB,
             host / MIB
         );
     }
     Ok(())
+}
+
+/// The memory of this machine, in bytes.
+pub fn host_memory() -> u64 {
+    let host = rustix::system::sysinfo();
+    host.totalram.saturating_mul(u64::from(host.mem_unit))
 }
 
 fn bytes(text: &str) -> Option<u64> {
@@ -77,13 +80,26 @@ fn bytes(text: &str) -> Option<u64> {
     Some(bytes as u64)
 }
 
+/// Longest start that anybody waits for, in s: a day.
+const MAX_START_TIMEOUT: u32 = 24 * 60 * 60;
+
+/// A time in s.
+pub fn start_timeout(text: &str) -> Result<u32, String> {
+    let seconds = text.trim().parse().ok();
+    seconds
+        .filter(|seconds| (1..=MAX_START_TIMEOUT).contains(seconds))
+        .ok_or_else(|| format!("give a number of seconds, 1 to {MAX_START_TIMEOUT}"))
+}
+
 /// What is added to the kernel's command line. The kernel takes 2047 bytes, and silently leaves out what comes after;
 /// the rest is for what the machine says of itself.
 pub fn cmdline(text: &str) -> Result<String, String> {
     match text.len() <= MAX_CMDLINE {
         true => Ok(text.to_owned()),
         false => Err(format!(
-            "the kernel's command line has room for {MAX_CMDLINE} bytes"
+            "--cmdline-append has {} bytes, and may have {MAX_CMDLINE} at most: Linux takes a command line of 2047, and \
+             the machine needs some of them; leave something out",
+            text.len()
         )),
     }
 }
@@ -97,7 +113,7 @@ pub fn cpus(text: &str) -> Result<u32, String> {
         .parse()
         .map_err(|_| "give a number of CPUs, such as 2 or 0.5")?;
     if !(0.01..=MAX_CPUS).contains(&number) {
-        return Err(format!("a container takes 0.01 to {MAX_CPUS} CPUs"));
+        return Err(format!("give 0.01 to {MAX_CPUS} CPUs"));
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     Ok((number * 1000.0).round() as u32)
@@ -111,7 +127,7 @@ pub fn environment(entries: &[OsString], files: &[std::path::PathBuf]) -> Result
     }
     for entry in entries {
         if name_of(entry.as_bytes()).is_empty() {
-            bail!("Environment variable {entry:?} has no name");
+            bail!("The environment variable {entry:?} has no name: give NAME=VALUE, or NAME");
         }
         all.extend(complete(entry));
     }
@@ -147,7 +163,7 @@ fn env_file(path: &Path) -> Result<Vec<OsString>> {
         let name = name_of(line);
         if name.is_empty() || name.iter().any(u8::is_ascii_whitespace) {
             bail!(
-                "Line {number} of the environment file {} has no variable's name before the =",
+                "Line {number} of the environment file {} has no variable's name before the =: give NAME=VALUE, or NAME",
                 path.display()
             );
         }
@@ -169,7 +185,11 @@ pub fn tmpfs(text: &str) -> Result<Tmpfs, String> {
             Some((_, flag, true)) => flags |= flag,
             Some((_, flag, false)) => flags &= !flag,
             None if is_tmpfs_value(option) => data.push(option),
-            None => return Err(format!("{option} is no option of a tmpfs")),
+            None => {
+                return Err(format!(
+                    "{option} is no option of a tmpfs; there are size=, mode=, uid=, gid=, ro, exec, suid, dev, noatime"
+                ));
+            }
         }
     }
     Ok(Tmpfs {

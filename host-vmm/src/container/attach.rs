@@ -28,6 +28,7 @@ use super::{
 use crate::{
     agent::Which,
     process::{Bond, spawn},
+    report::Report,
     terminal,
 };
 
@@ -49,15 +50,24 @@ pub struct Foreground {
     pub signals: SignalFd,
 }
 
+/// What a supervisor logs.
+#[derive(Clone, Debug)]
+pub struct Logging {
+    /// From this level on, on our standard error; `None`: nothing.
+    pub level: Option<String>,
+    /// What its times count from, in ns of `CLOCK_MONOTONIC`.
+    pub began_ns: u64,
+}
+
 /// Starts the supervisor of the container `id`, which takes the container's lock over.
 ///
 /// # Errors
 /// The program cannot be started once more.
-pub fn start(root: &Path, id: &str, lock: Lock, log_level: Option<&str>) -> io::Result<Attached> {
+pub fn start(root: &Path, id: &str, lock: Lock, logging: &Logging) -> io::Result<Attached> {
     let (channel, theirs) = Channel::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("--root").arg(root);
-    if let Some(level) = log_level {
+    if let Some(level) = &logging.level {
         command.args(["--log-level", level]);
     } else {
         // Whoever waits for the end of what we print must not wait for the supervisor, too.
@@ -67,10 +77,12 @@ pub fn start(root: &Path, id: &str, lock: Lock, log_level: Option<&str>) -> io::
         .args(["supervise", id])
         .args(["--channel", &theirs.as_fd().as_raw_fd().to_string()])
         .args(["--lock", &lock.as_fd().as_raw_fd().to_string()])
+        .args(["--began", &logging.began_ns.to_string()])
         .current_dir("/")
         .stdout(Stdio::null());
     let inherited = [theirs.as_fd(), lock.as_fd()];
     let supervisor = spawn(&mut command, &inherited, Bond::Independent)?;
+    tracing::debug!("Spawned its supervisor, process {}", supervisor.id());
     Ok(Attached {
         channel,
         supervisor,
@@ -148,11 +160,16 @@ impl Attached {
                 Ok((FromSupervisor::Stream(which), Some(stream))) => {
                     pumps.start(which, stream)?;
                 }
-                Ok((FromSupervisor::Stream(_), None)) => {}
+                Ok((FromSupervisor::Console, Some(stream))) => pumps.show_console(stream)?,
+                Ok((FromSupervisor::Stream(_) | FromSupervisor::Console, None)) => {}
                 Ok((FromSupervisor::Ended(mut ending), _)) => {
-                    let first = pumps.finish();
-                    if let Some(ns) = first {
+                    let delivered = pumps.finish();
+                    if let Some(ns) = delivered.first {
                         ending.timeline.note_at(Event::FirstOutput, ns);
+                    }
+                    if let (Some(lost), None) = (delivered.lost, &ending.error) {
+                        ending.exit_code = FAILED;
+                        ending.error = Some(Report::of(&lost));
                     }
                     return Ok(ending);
                 }
@@ -185,9 +202,13 @@ impl Attached {
         Ending {
             exit_code: FAILED,
             oom: false,
-            error: vec![format!(
-                "The container's supervisor is gone ({how}), and the container with it"
-            )],
+            error: Some(
+                Report::new(format!(
+                    "The container's supervisor is gone ({how}), and the container with it"
+                ))
+                .advise("vmm --debug run, which shows what it does until then"),
+            ),
+            warnings: Vec::new(),
             timeline: Timeline::default(),
             lost: true,
         }
@@ -198,9 +219,10 @@ fn given_up(signal: u8) -> Ending {
     Ending {
         exit_code: 128_u8.saturating_add(signal),
         oom: false,
-        error: vec![format!(
+        error: Some(Report::new(format!(
             "The container was killed after {PATIENCE} interrupts"
-        )],
+        ))),
+        warnings: Vec::new(),
         timeline: Timeline::default(),
         lost: false,
     }
@@ -210,8 +232,23 @@ fn given_up(signal: u8) -> Ending {
 /// with whoever started us stay as they are.
 #[derive(Default)]
 struct Pumps {
-    output: Vec<JoinHandle<Option<u64>>>,
+    output: Vec<JoinHandle<Delivered>>,
+    console: Option<JoinHandle<()>>,
 }
+
+/// What came of output.
+#[derive(Default)]
+struct Delivered {
+    /// When the first of it was there, in ns of `CLOCK_MONOTONIC`.
+    first: Option<u64>,
+    /// Not all of it could be written, although there is somebody to read.
+    lost: Option<OutputLost>,
+}
+
+/// The container's output could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot write the container's output; the rest of it is lost")]
+struct OutputLost(#[source] io::Error);
 
 impl Pumps {
     fn start(&mut self, which: Which, stream: OwnedFd) -> io::Result<()> {
@@ -246,10 +283,30 @@ impl Pumps {
         Ok(())
     }
 
-    /// Waits until all output has been written; says when the first of it came.
-    fn finish(&mut self) -> Option<u64> {
-        let threads = self.output.drain(..);
-        threads.filter_map(|thread| thread.join().ok()?).min()
+    /// Shows what the guest's kernel prints on standard error.
+    fn show_console(&mut self, stream: OwnedFd) -> io::Result<()> {
+        let stream = UnixStream::from(stream);
+        let thread = std::thread::Builder::new().name("console".into());
+        let show = move || {
+            copy(&mut &stream, &mut terminal::Stderr);
+        };
+        self.console = Some(thread.spawn(show)?);
+        Ok(())
+    }
+
+    /// Waits until all output has been written.
+    fn finish(&mut self) -> Delivered {
+        let mut all = Delivered::default();
+        for thread in self.output.drain(..) {
+            let one = thread.join().unwrap_or_default();
+            all.first = [all.first, one.first].into_iter().flatten().min();
+            all.lost = all.lost.or(one.lost);
+        }
+        if let Some(console) = self.console.take() {
+            // It has no way to panic that matters here.
+            let _ = console.join();
+        }
+        all
     }
 }
 
@@ -264,38 +321,58 @@ fn own(stream: impl AsFd) -> io::Result<File> {
 /// Passes our input on to its end.
 fn input(mut source: File, stream: &UnixStream) {
     // Whatever ends it, there is nothing more to come.
-    let _ = copy(&mut source, &mut &*stream);
+    copy(&mut source, &mut &*stream);
     let _ = stream.shutdown(std::net::Shutdown::Write);
 }
 
-/// Writes what the container puts out; says when the first of it came.
-fn output(stream: &UnixStream, mut sink: File) -> Option<u64> {
+/// Writes what the container puts out.
+fn output(stream: &UnixStream, mut sink: File) -> Delivered {
     let ready = poll(&mut [PollFd::new(stream, PollFlags::IN)], None).is_ok();
     let first = ready.then(now_ns);
     // If nobody reads what we write, the container's process is told so: the stream is closed.
     let copied = copy(&mut &*stream, &mut sink);
-    first.filter(|_| copied.is_ok_and(|bytes| bytes > 0))
+    let lost = copied
+        .failed
+        .filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
+    Delivered {
+        first: first.filter(|_| copied.bytes > 0),
+        lost: lost.map(OutputLost),
+    }
 }
 
 /// Bytes moved at once: as much as a pipe holds.
 const BUFFER: usize = 64 << 10;
 
-/// Reads and writes until there is no more; gives the number of bytes.
+/// How far a copy came.
+struct Copied {
+    bytes: u64,
+    /// Why no more could be written.
+    failed: Option<io::Error>,
+}
+
+/// Reads and writes until there is no more to read, or no more can be written.
 ///
 /// The standard library's copy would `splice(2)`, which keeps a pipe locked while it waits for the socket: whoever reads
 /// from that pipe then waits for our next byte, though the last is there.
-fn copy(source: &mut impl Read, sink: &mut impl Write) -> io::Result<u64> {
+fn copy(source: &mut impl Read, sink: &mut impl Write) -> Copied {
     let mut buffer = vec![0; BUFFER];
-    let mut copied = 0;
+    let mut copied = Copied {
+        bytes: 0,
+        failed: None,
+    };
     loop {
         match source.read(&mut buffer) {
-            Ok(0) => return Ok(copied),
-            Ok(count) => {
-                sink.write_all(&buffer[..count])?;
-                copied += count as u64;
-            }
+            Ok(0) => return copied,
+            Ok(count) => match sink.write_all(&buffer[..count]) {
+                Ok(()) => copied.bytes += count as u64,
+                Err(error) => {
+                    copied.failed = Some(error);
+                    return copied;
+                }
+            },
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            // Whoever wrote is gone.
+            Err(_) => return copied,
         }
     }
 }

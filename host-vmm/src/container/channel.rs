@@ -15,7 +15,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::timeline::Timeline;
-use crate::agent::Which;
+use crate::{agent::Which, report::Report};
 
 /// Largest message in bytes.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -41,6 +41,8 @@ pub enum ToSupervisor {
 pub enum FromSupervisor {
     /// The host's end of a standard stream comes with this message.
     Stream(Which),
+    /// What the guest's kernel prints comes from the socket that comes with this message.
+    Console,
     /// The container is over.
     Ended(Ending),
 }
@@ -52,8 +54,10 @@ pub struct Ending {
     pub exit_code: u8,
     /// The guest's kernel killed a process of it because memory had run out.
     pub oom: bool,
-    /// It did not end by itself, or did not even start: what went wrong, and the causes of that.
-    pub error: Vec<String>,
+    /// It did not end by itself, or did not even start.
+    pub error: Option<Report>,
+    /// What the guest's init warned of.
+    pub warnings: Vec<String>,
     /// What happened when.
     pub timeline: Timeline,
     /// Nobody has told: the supervisor is gone.

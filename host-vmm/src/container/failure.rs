@@ -4,7 +4,7 @@ use std::io;
 
 use agent_protocol::{Stage, StartError};
 
-use crate::terminal::printable;
+use crate::{report::Report, terminal::printable};
 
 /// Characters of a guest's text that are shown.
 const MAX_TEXT: usize = 400;
@@ -28,7 +28,7 @@ pub fn exit_code(error: &StartError) -> u8 {
 
 /// The error and its cause.
 #[must_use]
-pub fn explain(error: &StartError) -> Vec<String> {
+pub fn explain(error: &StartError) -> Report {
     // The guest may have written anything, for a terminal too.
     let text = printable(&error.text, MAX_TEXT);
     let what = match error.stage {
@@ -40,21 +40,40 @@ pub fn explain(error: &StartError) -> Vec<String> {
         Stage::WorkingDirectory => "Cannot enter the working directory",
         Stage::Execute => "Cannot execute",
     };
-    let mut lines = vec![format!("{what} {text}")];
+    let mut report = Report::new(format!("{what} {text}"));
+    if error.stage == Stage::Execute
+        && let Some(why) = not_executed(error)
+    {
+        report.causes.push(why.to_owned());
+        return report;
+    }
     // Linux has no others.
     if (1..4096).contains(&error.errno) {
-        lines.push(describe(error.errno));
+        report
+            .causes
+            .push(io::Error::from_raw_os_error(error.errno).to_string());
     }
-    lines
+    report
 }
 
-fn describe(errno: i32) -> String {
-    let text = io::Error::from_raw_os_error(errno).to_string();
-    // The number says nothing to most people.
-    match text.rsplit_once(" (os error") {
-        Some((text, _)) => text.to_owned(),
-        None => text,
-    }
+/// Why Linux does not execute a program, in more words than it has for it.
+fn not_executed(error: &StartError) -> Option<&'static str> {
+    Some(match error.errno {
+        libc::ENOENT if !error.text.contains('/') => {
+            "There is no such program in the directories of the container's PATH"
+        }
+        libc::ENOENT => {
+            "There is no such file in the container, or not the interpreter that it asks for"
+        }
+        libc::EISDIR => "It is a directory, not a program",
+        libc::EACCES => {
+            "It may not be executed: it has no permission for that, or lies on a file system that is mounted noexec"
+        }
+        libc::ENOEXEC => {
+            "It is neither a program for x86-64 nor a script that begins with #! and an interpreter"
+        }
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -74,6 +93,7 @@ mod tests {
         for (stage, errno, code) in [
             (Stage::Execute, libc::ENOENT, 127),
             (Stage::Execute, libc::EACCES, 126),
+            (Stage::Execute, libc::EISDIR, 126),
             (Stage::Execute, libc::ENOEXEC, 126),
             (Stage::User, libc::ENOENT, 125),
             (Stage::Root, libc::EINVAL, 125),
@@ -84,12 +104,12 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_write_to_the_terminal_by_its_error() {
-        let lines = explain(&error(Stage::Execute, libc::ENOENT, "\x1b[2Jx\n"));
+        let report = explain(&error(Stage::Execute, libc::ENOENT, "\x1b[2Jx\n"));
         assert_eq!(
-            lines,
+            report.causes,
             [
                 "Cannot execute \u{fffd}[2Jx\u{fffd}",
-                "No such file or directory"
+                "There is no such program in the directories of the container's PATH"
             ]
         );
     }

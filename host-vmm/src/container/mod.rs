@@ -5,6 +5,7 @@ mod boot;
 mod channel;
 pub mod directory;
 mod failure;
+mod limits;
 mod names;
 pub mod request;
 pub mod spec;
@@ -14,7 +15,7 @@ pub mod supervisor;
 mod text;
 pub mod timeline;
 
-pub use attach::{Attached, Foreground, start};
+pub use attach::{Attached, Foreground, Logging, start};
 pub use channel::{Channel, Ending};
 pub use failure::FAILED;
 pub use store::{Containers, StoreError};

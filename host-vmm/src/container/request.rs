@@ -9,6 +9,7 @@ use std::{
 use imagebuilder::store::Image;
 
 use super::{
+    limits::{self, OverLimit},
     spec::{ContainerSpec, Machine, ProcessSpec, Surroundings, Tmpfs},
     text::Text,
 };
@@ -49,6 +50,10 @@ pub struct Request {
     pub accelerator: Accelerator,
     /// What follows on the kernel's command line.
     pub cmdline: String,
+    /// What the machine may take to start the container's process, in s.
+    pub start_timeout_s: u32,
+    /// Show the guest's console.
+    pub debug_console: bool,
 }
 
 /// Who a new container is.
@@ -71,8 +76,11 @@ pub enum RequestError {
     /// The command is there but empty.
     #[error("The command is an empty word; say what to run after the image's name")]
     EmptyCommand,
+    /// Linux would refuse it.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
     /// A working directory that depends on another.
-    #[error("Working directory {0:?} is not an absolute path")]
+    #[error("The working directory {0:?} is no absolute path: begin it with /")]
     RelativeWorkdir(String),
 }
 
@@ -99,7 +107,7 @@ impl Request {
         let hostname = self
             .hostname
             .unwrap_or_else(|| super::spec::short_id(&id).to_owned());
-        Ok(ContainerSpec {
+        let spec = ContainerSpec {
             surroundings: Surroundings {
                 image: self.image,
                 image_digest: image.digest.clone(),
@@ -114,6 +122,8 @@ impl Request {
                 initfs: boot.initfs.clone(),
                 cmdline: self.cmdline,
                 memory: self.memory,
+                start_timeout_s: self.start_timeout_s,
+                debug_console: self.debug_console,
                 cpu_milli: self.cpu_milli,
             },
             auto_remove: self.auto_remove,
@@ -121,7 +131,9 @@ impl Request {
             id,
             name,
             created_ns,
-        })
+        };
+        limits::check(&spec)?;
+        Ok(spec)
     }
 
     fn process(&self, image: &Image, identity: &Identity) -> Result<ProcessSpec, RequestError> {
@@ -293,6 +305,77 @@ mod tests {
         let spec = resolve(request, r#"{"Env":["A=1","PATH=/bin"]}"#).unwrap();
         let env: Vec<_> = spec.process.env.iter().map(ToString::to_string).collect();
         assert_eq!(env, ["PATH=/own", "HOSTNAME=0123456789ab", "A=2", "B=1"]);
+    }
+
+    #[test]
+    fn what_linux_would_refuse_is_refused_and_what_it_takes_fits_into_a_frame() {
+        let plain = || Request {
+            command: vec!["c".into()],
+            ..Request::default()
+        };
+        let words = |count: usize, len: usize| -> Vec<OsString> {
+            (0..count)
+                .map(|number| format!("{number:06}={}", "x".repeat(len)).into())
+                .collect()
+        };
+        let verdict = |request: Request| resolve(request, "{}").map(|_| ());
+        for (what, request) in [
+            ("Argument 1 of the command has 131072 bytes", {
+                let command = vec!["c".into(), "x".repeat(128 << 10).into()];
+                Request { command, ..plain() }
+            }),
+            ("Environment variable 000000 has 200007 bytes", {
+                let env = words(1, 200_000);
+                Request { env, ..plain() }
+            }),
+            ("Linux takes 2088960 at most", {
+                let env = words(21, 100_000);
+                Request { env, ..plain() }
+            }),
+            ("The host name has 65 bytes", {
+                let hostname = Some("x".repeat(65));
+                Request {
+                    hostname,
+                    ..plain()
+                }
+            }),
+            ("cannot be a host name", {
+                let hostname = Some("a\n127.0.0.1 b".to_owned());
+                Request {
+                    hostname,
+                    ..plain()
+                }
+            }),
+            ("The working directory has 4097 bytes", {
+                let workdir = Some(format!("/{}", "x".repeat(4096)).into());
+                Request { workdir, ..plain() }
+            }),
+            ("The user's name has 600 bytes", {
+                let user = Some("x".repeat(600));
+                Request { user, ..plain() }
+            }),
+        ] {
+            let error = verdict(request).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        let largest = Request {
+            // As many words as there can be.
+            env: words(116_000, 2),
+            ..plain()
+        };
+        let spec = resolve(largest, "{}").unwrap();
+        let stdio = agent_protocol::Stdio::Pipes {
+            stdin: None,
+            stdout: agent_protocol::Token::from_random([1; 16]),
+            stderr: agent_protocol::Token::from_random([2; 16]),
+        };
+        let disks = super::super::boot::DiskNames {
+            image: "vda".into(),
+            writable: "vdb".into(),
+        };
+        let boot = super::super::boot::boot_frame(&spec, disks, stdio).unwrap();
+        let frame = agent_protocol::HostFrame::Boot(Box::new(boot));
+        assert!(agent_protocol::encode(&frame).is_ok());
     }
 
     #[test]

@@ -84,6 +84,10 @@ pub struct Machine {
     pub cmdline: String,
     /// Memory in bytes.
     pub memory: u64,
+    /// What it may take until the container's process is executed, in s.
+    pub start_timeout_s: u32,
+    /// Its kernel says all it does, and whoever starts it sees that.
+    pub debug_console: bool,
     /// Ceiling on CPU time in thousandths of a CPU. There are as many virtual CPUs as it takes to use it up.
     pub cpu_milli: u32,
 }

@@ -74,7 +74,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A file does not hold what we write.
-    #[error("{} is damaged; remove its directory", .path.display())]
+    #[error("{} is damaged; remove the directory that it is in, and the container with it", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -111,16 +111,18 @@ pub enum StoreError {
     #[error("There is no container {0} (vmm ps -a lists all)")]
     NotFound(String),
     /// The start of an ID fits several.
-    #[error("{0} is the start of several container IDs; give more of it")]
+    #[error(
+        "{0} is the start of several container IDs; give more of it (vmm ps -a --no-trunc lists all)"
+    )]
     Ambiguous(String),
     /// A container that runs is not removed.
-    #[error("Container {0} is running; end it first, or force its removal with -f")]
+    #[error("Container {0} is running; end it first, or kill and remove it with vmm rm -f {0}")]
     Running(String),
 }
 
 impl StoreError {
     /// Makes an error of a system call on `path` one of ours.
-    pub(super) fn disk(
+    pub(crate) fn disk(
         action: &'static str,
         path: &Path,
     ) -> impl FnOnce(io::Error) -> Self + use<> {
@@ -392,6 +394,7 @@ impl Containers {
     /// Makes the directories and says which version did.
     fn prepare(&self) -> Result<(), StoreError> {
         let names = self.directory.join("names");
+        // It is made last.
         if names.is_dir() {
             return Ok(());
         }
@@ -401,14 +404,14 @@ impl Containers {
             .mode(0o755)
             .create(&self.root)
             .map_err(StoreError::disk("create", &self.root))?;
+        let format = self.root.join("format");
+        imagebuilder::atomic::write(&format, FORMAT.as_bytes())
+            .map_err(StoreError::disk("write", &format))?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&names)
-            .map_err(StoreError::disk("create", &names))?;
-        let format = self.root.join("format");
-        imagebuilder::atomic::write(&format, FORMAT.as_bytes())
-            .map_err(StoreError::disk("write", &format))
+            .map_err(StoreError::disk("create", &names))
     }
 
     fn lock(&self) -> Result<File, StoreError> {

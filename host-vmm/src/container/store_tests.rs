@@ -95,6 +95,8 @@ fn create_with(
                 initfs: boot_file("/i"),
                 cmdline: String::new(),
                 memory: 1 << 30,
+                start_timeout_s: 60,
+                debug_console: false,
                 cpu_milli: 1000,
             },
         })

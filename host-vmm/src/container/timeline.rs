@@ -1,8 +1,15 @@
 //! What happened when, on the host's monotonic clock.
 
+use std::fmt;
+
 use agent_protocol::{Exited, Hello, Started};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use crate::terminal::printable;
+
+/// Characters of a kernel's release that are shown.
+const MAX_RELEASE: usize = 64;
 
 /// A step of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,21 +97,47 @@ impl Timeline {
         self.pair_clocks(hello.now_ns);
         self.note(Event::Hello);
         self.guest.push((Event::InitStarted, hello.init_ns));
+        tracing::debug!(
+            "Hello from the guest's init, on Linux {}: by the guest's clock, init began at {} ms",
+            printable(&hello.kernel_release, MAX_RELEASE),
+            Ms(hello.init_ns)
+        );
     }
 
     /// Notes what the guest said of the container's start.
     pub fn note_started(&mut self, started: &Started) {
         self.pair_clocks(started.executed_ns);
+        let init = self.guest_ns(Event::InitStarted);
         self.guest.push((Event::Mounted, started.mounted_ns));
         self.guest.push((Event::Executed, started.executed_ns));
+        tracing::debug!(
+            "The container's mounts were made {} ms after init began, and its process executed {} ms later",
+            Ms(started.mounted_ns.saturating_sub(init)),
+            Ms(started.executed_ns.saturating_sub(started.mounted_ns))
+        );
     }
 
     /// Notes what the guest said of the container's end.
     pub fn note_exited(&mut self, exited: &Exited) {
         self.pair_clocks(exited.synced_ns);
         self.note(Event::ExitReceived);
+        let executed = self.guest_ns(Event::Executed);
         self.guest.push((Event::Exited, exited.exited_ns));
         self.guest.push((Event::Synced, exited.synced_ns));
+        tracing::debug!(
+            "The process exited after {} ms ({:?}); output and files were safe {} ms later",
+            Ms(exited.exited_ns.saturating_sub(executed)),
+            exited.status,
+            Ms(exited.synced_ns.saturating_sub(exited.exited_ns))
+        );
+    }
+
+    /// When that happened, by the guest's clock.
+    fn guest_ns(&self, event: Event) -> u64 {
+        let mut events = self.guest.iter();
+        events
+            .find(|(other, _)| *other == event)
+            .map_or(0, |(_, ns)| *ns)
     }
 
     /// A frame has arrived that was sent when the guest's clock said this.
@@ -138,6 +171,17 @@ impl Timeline {
             .into_iter()
             .map(|(event, ns)| (event, ns.saturating_sub(first)))
             .collect()
+    }
+}
+
+/// A time in ns, shown in ms.
+#[derive(Clone, Copy, Debug)]
+pub struct Ms(pub u64);
+
+impl fmt::Display for Ms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:03}", self.0 / 1_000_000, self.0 / 1000 % 1000);
+        f.pad(&text)
     }
 }
 

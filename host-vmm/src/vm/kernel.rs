@@ -17,10 +17,14 @@ pub enum KernelError {
     )]
     Compressed,
     /// It is something else.
-    #[error("The kernel is no ELF file; an uncompressed vmlinux is needed")]
+    #[error(
+        "The kernel is no ELF file; give the uncompressed vmlinux that a build of Linux leaves at the top of its tree"
+    )]
     NotElf,
     /// It is for another processor.
-    #[error("The kernel is not for x86-64")]
+    #[error(
+        "The kernel is not for x86-64, and nothing else is run here; build it with ARCH=x86_64"
+    )]
     Architecture,
     /// A part of it is missing.
     #[error("The kernel is incomplete: its file ends before it should; copy or build it again")]

@@ -26,6 +26,8 @@ pub struct VmConfig {
     pub initfs: PathBuf,
     /// Kernel command line beyond what the accelerator itself needs.
     pub cmdline: String,
+    /// The kernel says all it does on its console, which takes time; else only what is wrong.
+    pub verbose: bool,
     /// Disks in the order in which the guest numbers them.
     pub disks: Vec<Disk>,
     /// The guest's socket to its host.
@@ -58,11 +60,17 @@ pub trait Hypervisor {
     /// Its name as `--accel` takes it.
     fn name(&self) -> &'static str;
 
-    /// Whether it works on this host. Says in a word what it would use.
+    /// Whether it works on this host, as far as that can be told at once.
     ///
     /// # Errors
-    /// The reason why it does not, for people.
-    fn probe(&self) -> Result<String, String>;
+    /// The reason why it does not, for people, and what to do.
+    fn probe(&self) -> Result<(), String>;
+
+    /// What it uses on this host, for people. Finding out takes a while.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::probe`].
+    fn describe(&self) -> Result<String, String>;
 
     /// Name under `/dev` in the guest of the disk at `index` of [`VmConfig::disks`].
     fn disk_device(&self, index: usize) -> String;
@@ -84,7 +92,19 @@ pub trait Vm {
 
     /// Waits until the VM is gone and says how it ended: `None` for a clean end or one that
     /// [`Vm::kill`] caused, else what went wrong.
-    fn wait(&mut self) -> io::Result<Option<String>>;
+    ///
+    /// # Errors
+    /// Those of `waitpid(2)`.
+    fn wait(&mut self) -> io::Result<Option<Failed>>;
+}
+
+/// What went wrong with a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// For people.
+    pub what: String,
+    /// What to do about it, if that is known.
+    pub advice: Option<String>,
 }
 
 /// Why a VM did not start.

@@ -33,12 +33,12 @@ pub struct Verdict {
 
 /// No accelerator can run the VM.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot run a VM with --accel {asked}: {reasons}")]
+#[error("Cannot run a machine with --accel {asked}: {}", .reasons.join("; "))]
 pub struct NoAccelerator {
     /// What was asked for.
     asked: &'static str,
     /// Why each does not work.
-    reasons: String,
+    reasons: Vec<String>,
 }
 
 impl Accelerator {
@@ -53,14 +53,10 @@ impl Accelerator {
         }
     }
 
-    fn hypervisor(self) -> Result<(Box<dyn Hypervisor>, String), String> {
+    fn hypervisor(self) -> Result<Box<dyn Hypervisor>, String> {
         match self {
             Self::Auto | Self::Kvm | Self::Um => Err("not built into this version".to_owned()),
-            Self::Tcg => {
-                let qemu = Qemu::from_path();
-                let uses = qemu.probe()?;
-                Ok((Box::new(qemu), uses))
-            }
+            Self::Tcg => Ok(Box::new(Qemu::from_path())),
         }
     }
 }
@@ -76,14 +72,15 @@ pub fn select(asked: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> 
     };
     let mut reasons = Vec::new();
     for accelerator in tried {
-        match accelerator.hypervisor() {
-            Ok((hypervisor, _)) => return Ok(hypervisor),
+        let found = accelerator.hypervisor();
+        match found.and_then(|found| found.probe().map(|()| found)) {
+            Ok(hypervisor) => return Ok(hypervisor),
             Err(reason) => reasons.push(format!("{}: {reason}", accelerator.name())),
         }
     }
     Err(NoAccelerator {
         asked: asked.name(),
-        reasons: reasons.join("; "),
+        reasons,
     })
 }
 
@@ -91,8 +88,9 @@ pub fn select(asked: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> 
 #[must_use]
 pub fn verdicts() -> Vec<Verdict> {
     let verdict = |accelerator: Accelerator| {
-        let (usable, reason) = match accelerator.hypervisor() {
-            Ok((_, uses)) => (true, uses),
+        let found = accelerator.hypervisor();
+        let (usable, reason) = match found.and_then(|found| found.describe()) {
+            Ok(uses) => (true, uses),
             Err(reason) => (false, reason),
         };
         Verdict {

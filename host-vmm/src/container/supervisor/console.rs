@@ -1,19 +1,23 @@
-//! The log of what the guest's kernel prints. The guest can print without end, so what is kept of it is bounded: the
-//! beginning of the file is thrown away for its end.
+//! What the guest's kernel prints: a log, and whoever looks on. The guest can print without end, so what is kept of it is
+//! bounded: the beginning of the log is thrown away for its end.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::OpenOptionsExt,
+        unix::{fs::OpenOptionsExt, net::UnixStream},
     },
     path::{Path, PathBuf},
 };
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::terminal::printable;
+use super::failed_logs;
+use crate::{
+    container::channel::{Channel, FromSupervisor},
+    terminal::{changes_terminal, printable},
+};
 
 /// Size in bytes at which the log is moved aside and begun anew: twice this is kept at most.
 const MAX_LOG: u64 = 512 << 10;
@@ -39,6 +43,15 @@ pub struct Console {
     log: Option<File>,
     len: u64,
     tail: Vec<u8>,
+    viewer: Option<Viewer>,
+}
+
+/// Somebody who sees what is printed as it comes.
+#[derive(Debug)]
+struct Viewer {
+    socket: UnixStream,
+    /// Bytes that found no room in the socket.
+    left_out: usize,
 }
 
 impl Console {
@@ -55,8 +68,24 @@ impl Console {
             path: path.to_owned(),
             len: 0,
             tail: Vec::new(),
+            viewer: None,
         };
         Ok((console, writer.into()))
+    }
+
+    /// Shows what comes from here on to the command at the other end of `channel`, as far as it reads it in time.
+    ///
+    /// # Errors
+    /// The host is out of descriptors, or the command is gone.
+    pub fn show_on(&mut self, channel: &Channel) -> io::Result<()> {
+        let (socket, theirs) = UnixStream::pair()?;
+        socket.set_nonblocking(true)?;
+        channel.send(&FromSupervisor::Console, Some(theirs.as_fd()))?;
+        self.viewer = Some(Viewer {
+            socket,
+            left_out: 0,
+        });
+        Ok(())
     }
 
     /// Takes what has been printed. Says whether more may come.
@@ -74,11 +103,14 @@ impl Console {
     }
 
     fn add(&mut self, bytes: &[u8]) {
+        if let Some(viewer) = &mut self.viewer {
+            viewer.show(bytes);
+        }
         self.tail.extend_from_slice(bytes);
         self.tail.drain(..self.tail.len().saturating_sub(TAIL));
         self.len += bytes.len() as u64;
         if self.len > MAX_LOG {
-            let _ = std::fs::rename(&self.path, self.path.with_extension("log.old"));
+            let _ = std::fs::rename(&self.path, older(&self.path));
             self.log = create(&self.path).ok();
             self.len = bytes.len() as u64;
         }
@@ -87,6 +119,23 @@ impl Console {
         {
             self.log = None;
         }
+    }
+
+    /// Keeps the log: where it is, or under the name `aside` if it would go with its container. Says where it is then;
+    /// `None` if nothing was printed, or it cannot be kept.
+    #[must_use]
+    pub fn keep(&mut self, aside: Option<&Path>) -> Option<PathBuf> {
+        if self.len == 0 || self.log.is_none() {
+            return None;
+        }
+        if let Some(aside) = aside {
+            failed_logs::make_room(aside).ok()?;
+            std::fs::rename(&self.path, aside).ok()?;
+            // There is one only if much was printed.
+            let _ = std::fs::rename(older(&self.path), older(aside));
+            self.path = aside.to_owned();
+        }
+        Some(self.path.clone())
     }
 
     /// The line with which the kernel panicked, if it did.
@@ -112,6 +161,28 @@ impl Console {
             .filter(|line| !line.trim().is_empty())
             .collect()
     }
+}
+
+impl Viewer {
+    fn show(&mut self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        let mut text: String = text
+            .chars()
+            .filter(|c| matches!(c, '\n' | '\t') || !changes_terminal(*c))
+            .collect();
+        if self.left_out > 0 {
+            text = format!("[{} bytes were not read in time]\n{text}", self.left_out);
+        }
+        match (&self.socket).write(text.as_bytes()) {
+            Ok(written) => self.left_out = text.len() - written,
+            Err(_) => self.left_out += bytes.len(),
+        }
+    }
+}
+
+/// Where the part of a log is that is older than what `log` has.
+fn older(log: &Path) -> PathBuf {
+    log.with_extension("log.old")
 }
 
 /// How the kernel's last words begin.

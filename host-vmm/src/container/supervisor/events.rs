@@ -3,42 +3,37 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use agent_protocol::{Exited, GuestFrame, HostFrame, Level, StartError, WindowSize};
+use agent_protocol::{GuestFrame, HostFrame, WindowSize};
 use nix::sys::signalfd::SignalFd;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::statvfs,
     io::Errno,
+    process::geteuid,
 };
 
-use super::{Record, chain, console::Console, socket::ControlSocket};
+use super::{Record, console::Console, end::End, guest_log::GuestLog, socket::ControlSocket};
 use crate::{
     agent::{Control, ControlError, Dialed, Listener, Streams},
     container::{
         boot::{DiskNames, boot_frame},
         channel::{Channel, Ending, FromSupervisor, ToSupervisor},
-        failure,
         state::Status,
         timeline::{Event, Timeline, wall_clock_ns},
     },
-    terminal::printable,
+    report::Report,
     vm::Vm,
 };
-
-/// How long a guest may take to say hello, and then to execute the program. Software emulation on a busy machine with
-/// many starts at once is slow; a guest that hangs is to be found out all the same.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a machine may go on whose init has hung up. As a rule it is restarting, and gone at once.
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// Frames taken before others have their turn: a guest may never stop.
 const FRAMES: usize = 64;
-
-/// Characters of a guest's line that reach the log.
-const MAX_LOG_LINE: usize = 400;
 
 /// The size of a terminal whose size nobody knows.
 const DEFAULT_SIZE: WindowSize = WindowSize {
@@ -49,6 +44,9 @@ const DEFAULT_SIZE: WindowSize = WindowSize {
 /// Most connections of other commands at a time.
 const MAX_ATTACHED: usize = 16;
 
+/// A disk is full if it has no more than this, in bytes: files grow in pieces.
+const FULL: u64 = 1 << 20;
+
 /// What the loop is given.
 pub struct Parts {
     pub vm: Box<dyn Vm>,
@@ -58,6 +56,10 @@ pub struct Parts {
     pub signals: SignalFd,
     pub disks: DiskNames,
     pub timeline: Timeline,
+    /// What the machine may take until the container's program is executed.
+    pub start_timeout: Duration,
+    /// Where the console's log is to be kept if the machine fails and the container does not stay.
+    pub aside: Option<PathBuf>,
 }
 
 /// A container whose machine runs.
@@ -70,6 +72,10 @@ pub struct Running {
     disks: Option<DiskNames>,
     streams: Streams,
     phase: Phase,
+    start_timeout: Duration,
+    /// When the start is given up.
+    start_until: Instant,
+    guest_log: GuestLog,
     size: WindowSize,
     timeline: Timeline,
     console_open: bool,
@@ -81,8 +87,9 @@ pub struct Running {
 
 /// What is still there when the container is over.
 pub struct Machine {
-    vm: Box<dyn Vm>,
-    console: Console,
+    pub(super) vm: Box<dyn Vm>,
+    pub(super) console: Console,
+    pub(super) aside: Option<PathBuf>,
     listener: Listener,
     control: Option<Control>,
 }
@@ -96,30 +103,13 @@ pub struct Over {
 
 /// How far the container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub enum Phase {
     /// Until the guest's init says hello.
-    Booting { deadline: Instant },
+    Booting,
     /// Until the program is executed.
-    Starting { deadline: Instant },
+    Starting,
     /// Until it ends.
     Running,
-}
-
-/// Why the loop ends.
-enum End {
-    Exited(Exited),
-    Refused(StartError),
-    /// The machine is gone.
-    Gone,
-    /// Something is wrong with the guest: the machine is ended.
-    Broken(Vec<String>),
-    /// Somebody wants it to end now, and this is the signal that stands for it.
-    Killed {
-        signal: u8,
-        why: Option<String>,
-    },
-    /// Nobody waits for it any more.
-    Abandoned,
 }
 
 /// What a descriptor is.
@@ -141,6 +131,7 @@ impl Running {
             machine: Machine {
                 vm: parts.vm,
                 console: parts.console,
+                aside: parts.aside,
                 listener: parts.listener,
                 control: None,
             },
@@ -149,9 +140,10 @@ impl Running {
             attached: Vec::new(),
             disks: Some(parts.disks),
             streams: Streams::default(),
-            phase: Phase::Booting {
-                deadline: Instant::now() + START_TIMEOUT,
-            },
+            phase: Phase::Booting,
+            start_timeout: parts.start_timeout,
+            start_until: Instant::now() + parts.start_timeout,
+            guest_log: GuestLog::new(),
             size: DEFAULT_SIZE,
             timeline: parts.timeline,
             console_open: true,
@@ -160,8 +152,11 @@ impl Running {
         }
     }
 
-    /// Adds the command that started the container: without it, the container ends.
-    pub fn attach(mut self, channel: Channel) -> Self {
+    /// Adds the command that started the container: without it, the container ends. It may want to see the guest's console.
+    pub fn attach(mut self, channel: Channel, show_console: bool) -> Self {
+        if show_console && let Err(error) = self.machine.console.show_on(&channel) {
+            tracing::debug!("Cannot show the guest's console: {error}");
+        }
         self.attached.insert(0, channel);
         self
     }
@@ -172,24 +167,24 @@ impl Running {
             match self.turn(record) {
                 Ok(None) => {}
                 Ok(Some(end)) => break end,
-                Err(error) => {
-                    break End::Broken(vec![format!("Cannot wait for the container: {error}")]);
-                }
+                Err(error) => break End::Broken(failed("wait for the container")(error)),
             }
         };
-        let (exit_code, oom, error) = self.conclude(end);
+        let verdict = self.machine.conclude(end, self.phase);
         self.timeline.settle();
         let Self {
             machine,
             attached,
             timeline,
+            guest_log,
             ..
         } = self;
         Over {
             ending: Ending {
-                exit_code,
-                oom,
-                error,
+                exit_code: verdict.exit_code,
+                oom: verdict.oom,
+                error: verdict.error,
+                warnings: guest_log.finish(),
                 timeline,
                 lost: false,
             },
@@ -236,7 +231,7 @@ impl Running {
         if gone {
             return Ok(Some(self.last_words(record)));
         }
-        Ok(self.overdue())
+        Ok(self.overdue(record))
     }
 
     /// What is ready; nothing if the deadline has passed.
@@ -293,31 +288,40 @@ impl Running {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let phase = match self.phase {
-            Phase::Booting { deadline } | Phase::Starting { deadline } => Some(deadline),
-            Phase::Running => None,
-        };
-        [phase, self.silent_until].into_iter().flatten().min()
+        let start = (self.phase != Phase::Running).then_some(self.start_until);
+        [start, self.silent_until].into_iter().flatten().min()
     }
 
     /// Why the guest is given up, if it has had its time.
-    fn overdue(&self) -> Option<End> {
+    fn overdue(&self, record: &Record) -> Option<End> {
         self.deadline()
             .filter(|deadline| Instant::now() >= *deadline)?;
         if self
             .silent_until
             .is_some_and(|until| Instant::now() >= until)
         {
-            let what = "The guest's init hung up, and its machine goes on without it";
-            return Some(End::Broken(vec![what.to_owned()]));
+            return Some(End::Broken(match is_full(record.directory.path()) {
+                // QEMU stops a machine whose writes find no room, and its devices with it.
+                true => Report::new(format!(
+                    "The machine was stopped: the disk of {} is full, and what the container writes finds no room",
+                    record.directory.path().display()
+                ))
+                .advise("make room on that disk, or name a directory on another with --root"),
+                false => Report::new(
+                    "The guest's init hung up, and its machine goes on without it",
+                ),
+            }));
         }
-        let seconds = START_TIMEOUT.as_secs();
         let what = match self.phase {
-            Phase::Booting { .. } => "The guest's init did not come up",
-            Phase::Starting { .. } => "The guest did not start the container's process",
+            Phase::Booting => "The guest's init did not come up",
+            Phase::Starting => "The guest did not start the container's process",
             Phase::Running => return None,
         };
-        Some(End::Broken(vec![format!("{what} within {seconds} s")]))
+        let seconds = self.start_timeout.as_secs();
+        let report = Report::new(format!("{what} within {seconds} s (--start-timeout)"));
+        Some(End::Broken(report.advise(
+            "--debug-console, which shows how far it comes; if that is far, a longer --start-timeout",
+        )))
     }
 
     fn take_connections(&mut self) {
@@ -355,7 +359,7 @@ impl Running {
                     self.silent_until = Some(Instant::now() + SILENCE);
                     return None;
                 }
-                Err(error) => return Some(End::Broken(chain(&error))),
+                Err(error) => return Some(End::Broken(Report::of(&error))),
             };
             let end = self.take_frame(frame, record);
             if end.is_some() {
@@ -370,20 +374,20 @@ impl Running {
         match frame {
             GuestFrame::Hello(hello) => {
                 self.timeline.note_hello(&hello);
-                tracing::debug!(kernel = hello.kernel_release, "The guest's init is up");
                 // The command that started the container says first of all how large its terminal is.
                 let end = self.take_messages(0);
                 end.or_else(|| self.boot(record).err().map(End::Broken))
             }
-            GuestFrame::Started(_) if !matches!(self.phase, Phase::Starting { .. }) => {
-                Some(End::Broken(chain(&ControlError::OutOfTurn)))
+            GuestFrame::Started(_) if self.phase != Phase::Starting => {
+                Some(End::Broken(Report::of(&ControlError::OutOfTurn)))
             }
             GuestFrame::Started(started) => {
                 self.timeline.note_started(&started);
                 self.phase = Phase::Running;
                 record.state.status = Status::Running;
                 record.state.started_ns = Some(wall_clock_ns());
-                record.write().err().map(|error| End::Broken(chain(&error)))
+                let written = record.write();
+                written.err().map(|error| End::Broken(Report::of(&error)))
             }
             GuestFrame::Exited(exited) => {
                 self.timeline.note_exited(&exited);
@@ -391,39 +395,34 @@ impl Running {
             }
             GuestFrame::Error(error) => Some(End::Refused(error)),
             GuestFrame::Log { level, text } => {
-                let text = printable(&text, MAX_LOG_LINE);
-                match level {
-                    Level::Warn => tracing::warn!("Guest: {text}"),
-                    Level::Debug => tracing::debug!("Guest: {text}"),
-                }
+                self.guest_log.take(level, &text);
                 None
             }
         }
     }
 
     /// Answers the guest's hello.
-    fn boot(&mut self, record: &Record) -> Result<(), Vec<String>> {
+    fn boot(&mut self, record: &Record) -> Result<(), Report> {
         // There is one hello, so there is one boot.
         let (Some(disks), Some(control)) = (self.disks.take(), &mut self.machine.control) else {
             return Ok(());
         };
         let process = &record.spec.process;
         let size = process.terminal.then_some(self.size);
-        let random = |error: io::Error| vec![format!("Cannot get random numbers: {error}")];
+        let random = || failed("get random numbers");
         let stdio = self
             .streams
             .for_process(process.stdin, size)
-            .map_err(random)?;
+            .map_err(random())?;
         let expected = u32::try_from(self.streams.expected()).unwrap_or(0);
         self.machine.listener.expect_streams(expected);
-        let boot = boot_frame(&record.spec, disks, stdio).map_err(random)?;
+        let boot = boot_frame(&record.spec, disks, stdio).map_err(random())?;
         control
             .send(&HostFrame::Boot(Box::new(boot)))
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| Report::of(&error))?;
         self.timeline.note(Event::BootSent);
-        self.phase = Phase::Starting {
-            deadline: Instant::now() + START_TIMEOUT,
-        };
+        tracing::debug!("Boot: told the guest what to run");
+        self.phase = Phase::Starting;
         Ok(())
     }
 
@@ -465,8 +464,11 @@ impl Running {
     fn take_signal(&mut self) -> Option<End> {
         let signal = self.signals.read_signal().ok()??;
         let signal = u8::try_from(signal.ssi_signo).unwrap_or(15);
-        let why = Some(format!("Its supervisor was ended by signal {signal}"));
-        Some(End::Killed { signal: 9, why })
+        let why = Report::new(format!("Its supervisor was ended by signal {signal}"));
+        Some(End::Killed {
+            signal: 9,
+            why: Some(why),
+        })
     }
 
     /// Sends a signal to the container, or what it means before there is one.
@@ -478,7 +480,7 @@ impl Running {
             libc::SIGKILL,
             libc::SIGTERM,
         ];
-        if matches!(self.phase, Phase::Booting { .. }) {
+        if self.phase == Phase::Booting {
             let ends = ENDING.contains(&i32::from(signal));
             return ends.then_some(End::Killed { signal, why: None });
         }
@@ -488,7 +490,7 @@ impl Running {
 
     /// Says something to the guest, if there is one to hear it.
     fn tell(&mut self, frame: &HostFrame) {
-        if matches!(self.phase, Phase::Booting { .. }) {
+        if self.phase == Phase::Booting {
             return;
         }
         if let Some(control) = &mut self.machine.control
@@ -509,85 +511,33 @@ impl Running {
         self.pass_streams();
         end.unwrap_or(End::Gone)
     }
-
-    /// Ends the machine if it has not ended, and says what `run` exits with, whether memory had run out, and what went
-    /// wrong.
-    fn conclude(&mut self, end: End) -> (u8, bool, Vec<String>) {
-        let failed = |error| (failure::FAILED, false, error);
-        match end {
-            // The machine is taken down later: nobody waits for that.
-            End::Exited(exited) => (exited.status.exit_code(), exited.oom, Vec::new()),
-            End::Refused(error) => (failure::exit_code(&error), false, failure::explain(&error)),
-            End::Gone => {
-                let error = self.explain_end();
-                failed(error)
-            }
-            End::Broken(mut error) => {
-                self.machine.vm.kill();
-                self.machine.console.take();
-                if self.phase != Phase::Running {
-                    error.extend(self.machine.console_says());
-                }
-                failed(error)
-            }
-            End::Killed { signal, why } => {
-                self.machine.vm.kill();
-                (
-                    128_u8.saturating_add(signal),
-                    false,
-                    why.into_iter().collect(),
-                )
-            }
-            End::Abandoned => {
-                self.machine.vm.kill();
-                let why = "The command that it was attached to was killed";
-                (137, false, vec![why.to_owned()])
-            }
-        }
-    }
-
-    /// Why a machine is gone whose container had not ended.
-    fn explain_end(&mut self) -> Vec<String> {
-        let machine = &mut self.machine;
-        // Its output is complete then, too.
-        let how = machine.vm.wait();
-        machine.console.take();
-        if let Some(panic) = machine.console.panic() {
-            let mut lines = vec![format!("The guest's kernel died: {panic}")];
-            lines.extend(machine.console_says());
-            return lines;
-        }
-        let what = match self.phase {
-            Phase::Booting { .. } => "The machine ended before the guest's init came up",
-            Phase::Starting { .. } => {
-                "The machine ended before the container's process was started"
-            }
-            Phase::Running => "The machine ended under the container",
-        };
-        let mut lines = vec![what.to_owned()];
-        match how {
-            Ok(how) => lines.extend(how),
-            Err(error) => lines.push(error.to_string()),
-        }
-        lines.extend(machine.console_says());
-        lines
-    }
-}
-
-impl Machine {
-    /// The end of the console's log, for an error.
-    fn console_says(&self) -> Vec<String> {
-        let lines = self.console.last_lines();
-        match lines.is_empty() {
-            true => Vec::new(),
-            false => vec![format!("the console's last lines:\n{}", lines.join("\n"))],
-        }
-    }
 }
 
 fn killed() -> End {
     End::Killed {
         signal: 9,
-        why: Some("It was killed".to_owned()),
+        why: Some(Report::new("It was killed")),
     }
+}
+
+/// Makes an error of the system a report.
+fn failed(doing: &str) -> impl FnOnce(io::Error) -> Report + use<> {
+    let what = format!("Cannot {doing}");
+    move |error| Report {
+        causes: vec![what, error.to_string()],
+        ..Report::default()
+    }
+}
+
+/// Whether the file system of `path` has no room.
+fn is_full(path: &Path) -> bool {
+    let Ok(space) = statvfs(path) else {
+        return false;
+    };
+    // What is kept for root is room for root.
+    let blocks = match geteuid().is_root() {
+        true => space.f_bfree,
+        false => space.f_bavail,
+    };
+    blocks.saturating_mul(space.f_frsize) < FULL
 }

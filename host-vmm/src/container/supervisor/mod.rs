@@ -2,10 +2,13 @@
 //! each container, and it ends with it.
 
 mod console;
+mod end;
 mod events;
+mod failed_logs;
+mod guest_log;
 mod socket;
 
-use std::{error::Error, fs::File, io, path::PathBuf};
+use std::{fs::File, io, path::PathBuf, time::Duration};
 
 use imagebuilder::writable;
 use nix::sys::{
@@ -30,6 +33,7 @@ use super::{
 use crate::{
     agent,
     paths::Paths,
+    report::Report,
     vm::{self, Disk, NoAccelerator, VmConfig, VmError, VsockConfig},
 };
 
@@ -59,24 +63,55 @@ enum StartFailure {
     Vm(#[from] VmError),
     #[error("Cannot write the console's log {}", .path.display())]
     Console { path: PathBuf, source: io::Error },
-    #[error("Cannot make the supervisor's socket in {}", .path.display())]
+    #[error("Cannot make the supervisor's socket in {} (with --root, sockets are there)", .path.display())]
     Socket { path: PathBuf, source: io::Error },
     #[error("Cannot prepare the supervisor")]
     Prepare(#[source] io::Error),
 }
 
 /// Runs a container from its start to its end, and tells whoever is attached.
-///
-/// # Errors
-/// The container's own record cannot be read or written. Everything else is told over the channel.
-pub fn supervise(paths: &Paths, task: Task) -> Result<(), StoreError> {
+pub fn supervise(paths: &Paths, task: Task) {
     let mut timeline = Timeline::default();
     timeline.note(Event::SupervisorStarted);
+    tracing::debug!("The supervisor is up");
+    let Task { id, lock, attached } = task;
+    let (containers, mut record) = match open(paths, &id) {
+        Ok(opened) => opened,
+        Err(error) => return tell(&[attached], failed(&error, timeline)),
+    };
+    let hidden = match start(paths, &mut record, timeline.clone()) {
+        Err(failure) => {
+            // Nothing has run: there is nothing to keep, whatever the user wants kept.
+            let hidden = hide(&containers, &record.spec);
+            tell(&[attached], failed(&failure, timeline));
+            hidden
+        }
+        Ok(running) => {
+            let over = running
+                .attach(attached, record.spec.machine.debug_console)
+                .run(&mut record);
+            let hidden = conclude(&containers, record, over.ending, &over.attached);
+            // The user has the answer; this is behind it.
+            drop(over.attached);
+            drop(over.machine);
+            tracing::debug!("Took the machine down");
+            hidden
+        }
+    };
+    if let Some(hidden) = hidden {
+        hidden.delete();
+        tracing::debug!("Removed the container");
+    }
+    drop(lock);
+}
+
+/// The container as it was created.
+fn open(paths: &Paths, id: &str) -> Result<(Containers, Record), StoreError> {
     let containers = Containers::open(paths)?;
-    let directory = containers.at(&task.id);
+    let directory = containers.at(id);
     let spec: ContainerSpec =
-        state::read(&directory.config())?.ok_or_else(|| StoreError::NotFound(task.id.clone()))?;
-    let mut record = Record {
+        state::read(&directory.config())?.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
+    let record = Record {
         state: State {
             supervisor_pid: Some(std::process::id()),
             ..State::default()
@@ -84,34 +119,18 @@ pub fn supervise(paths: &Paths, task: Task) -> Result<(), StoreError> {
         directory,
         spec,
     };
-    let attached = task.attached;
-    match start(paths, &mut record, timeline.clone()) {
-        Err(failure) => {
-            let ending = Ending {
-                exit_code: FAILED,
-                oom: false,
-                error: chain(&failure),
-                timeline,
-                lost: false,
-            };
-            conclude(&containers, record, ending, &[attached]).map(|hidden| {
-                if let Some(hidden) = hidden {
-                    hidden.delete();
-                }
-            })
-        }
-        Ok(running) => {
-            let over = running.attach(attached).run(&mut record);
-            let hidden = conclude(&containers, record, over.ending, &over.attached)?;
-            // The user has the answer; this is behind it.
-            drop(over.attached);
-            drop(over.machine);
-            if let Some(hidden) = hidden {
-                hidden.delete();
-            }
-            drop(task.lock);
-            Ok(())
-        }
+    Ok((containers, record))
+}
+
+/// The end of a container that was not started.
+fn failed(error: &(dyn std::error::Error + 'static), timeline: Timeline) -> Ending {
+    Ending {
+        exit_code: FAILED,
+        oom: false,
+        error: Some(Report::of(error)),
+        warnings: Vec::new(),
+        timeline,
+        lost: false,
     }
 }
 
@@ -134,24 +153,42 @@ impl Record {
 fn conclude(
     containers: &Containers,
     mut record: Record,
-    ending: Ending,
+    mut ending: Ending,
     attached: &[Channel],
-) -> Result<Option<Directory>, StoreError> {
+) -> Option<Directory> {
     record.state.status = Status::Exited;
     record.state.finished_ns = Some(wall_clock_ns());
     record.state.exit_code = Some(ending.exit_code);
     record.state.oom_killed = ending.oom;
-    record.state.error = (!ending.error.is_empty()).then(|| ending.error.join(": "));
-    let kept = match record.spec.auto_remove {
-        true => containers.hide(&record.spec).map(Some),
-        false => record.write().map(|()| None),
+    let error = ending.error.as_ref();
+    record.state.error = error.map(|report| report.causes.join(": "));
+    let hidden = match record.spec.auto_remove {
+        true => hide(containers, &record.spec),
+        false => {
+            if let Err(error) = record.write() {
+                ending.error.get_or_insert_with(|| Report::of(&error));
+            }
+            None
+        }
     };
+    tell(attached, ending);
+    hidden
+}
+
+/// Frees the container's name. What cannot be removed is swept up later.
+fn hide(containers: &Containers, spec: &ContainerSpec) -> Option<Directory> {
+    let hidden = containers.hide(spec);
+    hidden
+        .inspect_err(|error| tracing::debug!("Cannot remove the container: {error}"))
+        .ok()
+}
+
+fn tell(attached: &[Channel], ending: Ending) {
     let message = FromSupervisor::Ended(ending);
     for channel in attached {
         // Who is gone does not want to know.
         let _ = channel.send(&message, None);
     }
-    kept
 }
 
 /// Makes what the machine needs and starts it.
@@ -166,6 +203,7 @@ fn start(
     let hypervisor = vm::select(spec.machine.accelerator)?;
     let layer = directory.writable_layer();
     writable::create(&layer, writable::DEFAULT_SIZE, spec.auto_remove)?;
+    tracing::debug!("Made the writable layer");
     let socket = ControlSocket::bind(paths.run(), spec.short_id()).map_err(|source| {
         StartFailure::Socket {
             path: paths.run().to_owned(),
@@ -182,8 +220,17 @@ fn start(
         writable: hypervisor.disk_device(1),
     };
     record.state.accelerator = Some(hypervisor.name().to_owned());
+    let machine = &spec.machine;
     let vm = hypervisor.start(config)?;
     timeline.note(Event::VmStarted);
+    tracing::debug!(
+        "Spawned the machine by {}: CPUs {}, memory {} MiB, kernel {}, initfs {}",
+        hypervisor.name(),
+        machine.cpus(),
+        machine.memory >> 20,
+        machine.kernel.path.display(),
+        machine.initfs.path.display()
+    );
     Ok(Running::new(Parts {
         vm,
         console,
@@ -192,6 +239,8 @@ fn start(
         signals,
         disks,
         timeline,
+        start_timeout: Duration::from_secs(spec.machine.start_timeout_s.into()),
+        aside: spec.auto_remove.then(|| paths.failed_log(spec.short_id())),
     }))
 }
 
@@ -204,6 +253,7 @@ fn vm_config(spec: &ContainerSpec, layer: PathBuf, console: File, vsock: VsockCo
         kernel: machine.kernel.path.clone(),
         initfs: machine.initfs.path.clone(),
         cmdline: machine.cmdline.clone(),
+        verbose: machine.debug_console,
         disks: vec![
             Disk {
                 path: spec.surroundings.rootfs.clone(),
@@ -234,17 +284,6 @@ fn take_signals() -> io::Result<SignalFd> {
     signals.thread_block()?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     Ok(SignalFd::with_flags(&signals, flags)?)
-}
-
-/// An error and its causes, one line each.
-fn chain(error: &dyn Error) -> Vec<String> {
-    let mut lines = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(cause) = source {
-        lines.push(cause.to_string());
-        source = cause.source();
-    }
-    lines
 }
 
 /// Ends a container that somebody else runs, and waits until nobody does, but not for ever.

@@ -19,6 +19,8 @@ pub struct Machine<'a> {
     pub initfs: &'a Path,
     /// Kernel command line beyond what this machine needs.
     pub cmdline: &'a str,
+    /// The kernel says all it does.
+    pub verbose: bool,
     /// Frequency of the time stamp counter in kHz.
     pub tsc_khz: Option<u64>,
     /// Disks in the guest's order.
@@ -31,13 +33,18 @@ pub struct Machine<'a> {
 
 /// What every kernel needs on this machine; `docs/kernel.md` has what each word saves:
 ///
-/// - the serial port shows warnings and a panic, and nothing else (each byte costs an exit);
 /// - a panic, and a restart, end the VM: there is neither ACPI nor a keyboard controller to ask for one;
 /// - the timer is not checked, the time stamp counter not watched, and delays not calibrated;
 /// - lock prefixes are not patched out;
 /// - the emulated CPU has no speculation to be mitigated.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check tsc=reliable lpj=10000000 noreplace-smp \
+const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t no_timer_check tsc=reliable lpj=10000000 noreplace-smp \
                        mitigations=off";
+
+/// The serial port shows errors and a panic, and nothing else: each byte costs an exit.
+const CMDLINE_QUIET: &str = "quiet";
+
+/// It shows everything, what PID 1 says too, however much that is.
+const CMDLINE_VERBOSE: &str = "printk.devkmsg=on";
 
 /// For a machine of one CPU: its timer need not be measured. With more it would be the only one of use.
 const CMDLINE_ONE_CPU: &str = "nolapic_timer";
@@ -64,10 +71,10 @@ impl Machine<'_> {
         add("-append", self.kernel_cmdline().into());
         for (index, disk) in self.disks.iter().enumerate() {
             add("-blockdev", drive(index, disk));
-            add(
-                "-device",
-                format!("virtio-blk-device,drive=disk{index}").into(),
-            );
+            // A write that finds no room on the host stops the machine: the guest cannot be told so, and whatever else
+            // it is told, it may go on with what it has lost.
+            let device = format!("virtio-blk-device,drive=disk{index},werror=enospc");
+            add("-device", device.into());
         }
         add(
             "-chardev",
@@ -93,6 +100,13 @@ impl Machine<'_> {
 
     fn kernel_cmdline(&self) -> String {
         let mut words = vec![CMDLINE.to_owned()];
+        words.push(
+            match self.verbose {
+                true => CMDLINE_VERBOSE,
+                false => CMDLINE_QUIET,
+            }
+            .to_owned(),
+        );
         if self.cpus == 1 {
             words.push(CMDLINE_ONE_CPU.to_owned());
         }

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod tsc;
+mod version;
 
 use std::{
     env,
@@ -30,7 +31,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{Hypervisor, Vm, VmConfig, VmError, memory::SharedMemory};
+use super::{Failed, Hypervisor, Vm, VmConfig, VmError, memory::SharedMemory};
 use crate::{
     devices::{transport::vhost_user::Server, vsock::Vsock},
     process::{Bond, spawn},
@@ -83,12 +84,26 @@ impl Hypervisor for Qemu {
         "tcg"
     }
 
-    fn probe(&self) -> Result<String, String> {
+    fn probe(&self) -> Result<(), String> {
         match self.program() {
-            Some(program) => Ok(program.display().to_string()),
+            Some(_) => Ok(()),
             None => Err(format!(
-                "{PROGRAM} is not installed (Debian's package is qemu-system-x86)"
+                "{PROGRAM} is not in the PATH; install QEMU (Debian's package is qemu-system-x86)"
             )),
+        }
+    }
+
+    fn describe(&self) -> Result<String, String> {
+        self.probe()?;
+        let program = self.program().unwrap_or_default();
+        let shown = program.display();
+        match version::of(&program) {
+            Some(version) if version < version::OLDEST => Err(format!(
+                "{shown} is version {version}, and {} is the oldest that works; install a newer QEMU",
+                version::OLDEST
+            )),
+            Some(version) => Ok(format!("{shown}, version {version}")),
+            None => Ok(format!("{shown}, which does not tell its version")),
         }
     }
 
@@ -119,6 +134,7 @@ impl Hypervisor for Qemu {
             kernel: &config.kernel,
             initfs: &config.initfs,
             cmdline: &config.cmdline,
+            verbose: config.verbose,
             tsc_khz: self.tsc.khz(),
             disks: &config.disks,
             vsock_fd: theirs.as_raw_fd(),
@@ -134,7 +150,7 @@ impl Hypervisor for Qemu {
         let inherited = [memory.as_fd(), theirs.as_fd(), config.console.as_fd()];
         let child = spawn(&mut command, &inherited, Bond::DiesWithUs)
             .map_err(step(&format!("start {}", program.display())))?;
-        QemuVm::watch(child, server, output.into())
+        QemuVm::watch(program, child, server, output.into())
             .map(|vm| Box::new(vm) as Box<dyn Vm>)
             .map_err(step("watch the emulator"))
     }
@@ -142,6 +158,7 @@ impl Hypervisor for Qemu {
 
 /// A running emulator and our device beside it.
 struct QemuVm {
+    program: PathBuf,
     child: Child,
     /// How it ended, once it has been reaped.
     ended: Option<ExitStatus>,
@@ -155,9 +172,10 @@ struct QemuVm {
 }
 
 impl QemuVm {
-    fn watch(mut child: Child, server: Server, output: File) -> io::Result<Self> {
+    fn watch(program: PathBuf, mut child: Child, server: Server, output: File) -> io::Result<Self> {
         match watch_end(&child, &server) {
             Ok((pidfd, gone)) => Ok(Self {
+                program,
                 child,
                 ended: None,
                 killed: false,
@@ -181,6 +199,28 @@ impl QemuVm {
         let text = String::from_utf8_lossy(&bytes[..count]);
         let lines: Vec<_> = text.lines().map(str::trim).collect();
         printable(&lines.join("; "), MAX_OUTPUT)
+    }
+
+    /// Why QEMU ended by itself.
+    fn failed(&mut self, status: ExitStatus) -> Failed {
+        let how = match (status.signal(), status.code()) {
+            (Some(signal), _) => format!("QEMU was killed by signal {signal}"),
+            (None, code) => format!("QEMU failed with exit code {}", code.unwrap_or_default()),
+        };
+        let what = match self.output() {
+            output if output.is_empty() => how,
+            output => format!("{how}: {output}"),
+        };
+        let program = self.program.display();
+        let advice = match version::of(&self.program) {
+            Some(version) if version < version::OLDEST => Some(format!(
+                "a newer QEMU: {program} is version {version}, and {} is the oldest that works",
+                version::OLDEST
+            )),
+            Some(_) => None,
+            None => Some(format!("another QEMU: {program} does not tell its version")),
+        };
+        Failed { what, advice }
     }
 
     fn wait_until_drained(&self) {
@@ -213,7 +253,7 @@ impl Vm for QemuVm {
         }
     }
 
-    fn wait(&mut self) -> io::Result<Option<String>> {
+    fn wait(&mut self) -> io::Result<Option<Failed>> {
         // Our device failing leaves the guest without a host: that is its end, too.
         let device = self.server.failure();
         if device.is_some() {
@@ -232,22 +272,14 @@ impl Vm for QemuVm {
         if !self.killed {
             self.wait_until_drained();
         }
+        let failed = |what: String| Failed { what, advice: None };
         Ok(match device {
-            Some(failure) => Some(format!(
+            Some(failure) => Some(failed(format!(
                 "The guest broke the rules of its vsock device: {failure}"
-            )),
-            None if hung => Some("QEMU hung up its device and did not end".to_owned()),
+            ))),
+            None if hung => Some(failed("QEMU hung up its device and did not end".to_owned())),
             None if self.killed || status.success() => None,
-            None => {
-                let how = match status.signal() {
-                    Some(signal) => format!("QEMU was killed by signal {signal}"),
-                    None => format!("QEMU failed ({status})"),
-                };
-                match self.output() {
-                    output if output.is_empty() => Some(how),
-                    output => Some(format!("{how}: {output}")),
-                }
-            }
+            None => Some(self.failed(status)),
         })
     }
 }
