@@ -37,6 +37,7 @@ pub struct Vmm {
     command: Command,
     words: Vec<OsString>,
     input: Input,
+    output: Option<PathBuf>,
     keep_output: bool,
 }
 
@@ -65,6 +66,7 @@ impl Vmm {
             command,
             words: vec![name.into()],
             input: Input::Null,
+            output: None,
             keep_output: false,
         }
     }
@@ -94,6 +96,33 @@ impl Vmm {
     #[must_use]
     pub fn current_dir(mut self, folder: impl AsRef<Path>) -> Self {
         self.command.current_dir(folder);
+        self
+    }
+
+    /// Runs it as the user with this number, and the group.
+    #[must_use]
+    pub fn as_user(mut self, id: u32) -> Self {
+        self.command.uid(id).gid(id);
+        self
+    }
+
+    /// Starts it without this standard stream, as a shell does for `<&-`.
+    #[must_use]
+    pub fn without(mut self, stream: i32) -> Self {
+        // SAFETY: the closure closes a descriptor that nothing in the child uses any more.
+        unsafe {
+            self.command.pre_exec(move || {
+                rustix::io::close(stream);
+                Ok(())
+            });
+        }
+        self
+    }
+
+    /// Writes its standard output to the file `path`.
+    #[must_use]
+    pub fn output_to(mut self, path: impl Into<PathBuf>) -> Self {
+        self.output = Some(path.into());
         self
     }
 
@@ -128,16 +157,23 @@ impl Vmm {
             Input::Bytes(_) | Input::Later => Stdio::piped(),
             Input::File(path) => File::open(path).expect("the file with the input").into(),
         };
+        let stdout = match &self.output {
+            Some(path) => {
+                let file = File::options().write(true).open(path);
+                file.expect("a file for the output").into()
+            }
+            None => Stdio::piped(),
+        };
         self.command
             .stdin(stdin)
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("vmm starts");
-        let stdout = child.stdout.take().expect("a pipe from standard output");
         let stderr = child.stderr.take().expect("a pipe from standard error");
-        let (stdout, unread) = match self.keep_output {
-            true => (Transcript::empty(), Some(stdout)),
-            false => (Transcript::of(stdout), None),
+        let (stdout, unread) = match child.stdout.take() {
+            Some(stdout) if self.keep_output => (Transcript::empty(), Some(stdout)),
+            Some(stdout) => (Transcript::of(stdout), None),
+            None => (Transcript::empty(), None),
         };
         let feed = child.stdin.take().map(|pipe| match self.input {
             Input::Bytes(bytes) => Feed::all(pipe, bytes),

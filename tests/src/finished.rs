@@ -90,6 +90,16 @@ impl Finished {
         )
     }
 
+    /// It failed with this code and one error of `vmm` that has all of `parts`, and put nothing out.
+    #[track_caller]
+    pub fn is_refused(&self, code: i32, parts: &[&str]) -> &Self {
+        self.code(code).stdout("");
+        for part in parts {
+            self.complains(part);
+        }
+        self
+    }
+
     /// Its standard output as text, without white space around it.
     #[must_use]
     pub fn text(&self) -> String {

@@ -89,27 +89,6 @@ fn an_archive_of_a_root_file_system_is_an_image_too() {
 }
 
 #[test]
-fn what_is_no_image_is_refused() {
-    let root = Root::new();
-    let path = root.files().join("nonsense");
-    std::fs::write(&path, "nonsense").expect("a file");
-    let load = root.vmm(["image", "load", "-i"]).arg(&path).finish();
-    load.complains("nonsense")
-        .check(!load.succeeded(), "a refusal");
-    let load = root.vmm(["image", "load", "-i", "/no/such/file"]).finish();
-    load.complains("/no/such/file")
-        .check(!load.succeeded(), "a refusal");
-}
-
-#[test]
-fn what_is_not_there_cannot_be_removed() {
-    let root = Root::new();
-    let rm = root.vmm(["image", "rm", "no-such-image"]).finish();
-    rm.complains("no-such-image")
-        .check(!rm.succeeded(), "a failure");
-}
-
-#[test]
 fn identifiers_are_listed_and_name_images() {
     let root = Root::new();
     let ids = root.vmm(["image", "ls", "-q"]).finish();

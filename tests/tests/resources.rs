@@ -52,14 +52,6 @@ fn memory_that_is_not_used_is_not_taken() {
 }
 
 #[test]
-fn too_little_memory_is_refused() {
-    let root = Root::new();
-    root.run(["-m", "1m", "busybox", "true"])
-        .finish()
-        .fails("memory");
-}
-
-#[test]
 fn a_main_process_that_takes_all_memory_is_killed_and_that_is_known() {
     let root = Root::new();
     let run = root

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 
 use super::{Environment, artifacts::short, output, print, ps::Format, run::images};
 use crate::{
     boot_files::{self, Finding},
-    complain,
+    report::Report,
 };
 
 /// Look at every file that machines boot from, byte by byte
@@ -33,9 +33,10 @@ impl Verify {
         match (wrong.count(), findings.len()) {
             (0, _) => Ok(ExitCode::SUCCESS),
             (wrong, all) => {
-                complain(&anyhow!(
+                Report::new(format!(
                     "{wrong} of {all} files are not what they should be"
-                ));
+                ))
+                .show();
                 Ok(ExitCode::FAILURE)
             }
         }
