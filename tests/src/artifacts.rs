@@ -16,6 +16,10 @@ fn artifact(path: &str, remedy: &str) -> PathBuf {
 }
 
 /// The command under test.
+///
+/// # Panics
+/// If it was not built.
+#[must_use]
 pub fn vmm() -> PathBuf {
     artifact("bin/vmm", "make image build")
 }

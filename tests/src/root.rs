@@ -113,10 +113,11 @@ impl Root {
         prefix
     }
 
-    /// Another program, in the same environment and with nothing of `vmm` in it.
+    /// Another program, in an environment in which `vmm` uses this root.
     #[must_use]
     pub fn program(&self, name: &str) -> Vmm {
-        Vmm::program(&self.path, name, Command::new(name))
+        let program = Vmm::program(&self.path, name, Command::new(name));
+        program.env("VMM_ROOT", self.state())
     }
 
     /// `vmm run ARGUMENTS…` under the accelerator under test.

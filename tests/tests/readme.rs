@@ -40,9 +40,9 @@ fn the_tour_shows_what_it_says() {
     let terminal = Terminal::new(50, 1000);
     let flags = ["--noprofile", "--norc", "--noediting", "-i"];
     let bash = root.program("bash").args(flags);
-    let bash = bash.env("VMM_ROOT", root.state()).env("PS1", PROMPT);
-    // No bar of progress that is drawn again and again.
-    let bash = bash.env("TERM", "dumb").current_dir(project());
+    // A terminal that is dumb has no bar of progress drawn again and again.
+    let bash = bash.env("PS1", PROMPT).env("TERM", "dumb");
+    let bash = bash.current_dir(project());
     let mut shell = Shell {
         running: bash.start_in(&terminal),
         terminal,

@@ -1,6 +1,7 @@
 //! The command line: one file for each command, from flags to a request and from an answer to text.
 
 mod artifacts;
+mod completion;
 mod image;
 mod log;
 mod output;
@@ -59,6 +60,11 @@ enum Command {
     System(system::System),
     /// Show the version
     Version(version::Version),
+    /// Print what makes a shell complete commands, flags and names
+    Completion(completion::Completion),
+    /// Print what could come next (asked for by shells)
+    #[command(hide = true)]
+    Complete(completion::Complete),
     /// Own a container's machine (started by other commands)
     #[command(hide = true)]
     Supervise(supervise::Supervise),
@@ -71,6 +77,13 @@ struct Environment {
     log_level: Option<tracing::Level>,
     /// When this command began, in ns of `CLOCK_MONOTONIC`.
     started_ns: u64,
+}
+
+impl Environment {
+    /// The same with other paths.
+    fn at(&self, paths: Paths) -> Self {
+        Self { paths, ..*self }
+    }
 }
 
 /// Does what the command line asks for.
@@ -98,7 +111,10 @@ pub fn execute() -> Result<ExitCode> {
         log_level,
         started_ns,
     };
-    if !matches!(arguments.command, Command::Version(_)) {
+    if !matches!(
+        arguments.command,
+        Command::Version(_) | Command::Completion(_)
+    ) {
         environment.paths.check_owners()?;
     }
     match arguments.command {
@@ -108,6 +124,8 @@ pub fn execute() -> Result<ExitCode> {
         Command::Image(command) => command.execute(&environment),
         Command::System(command) => command.execute(&environment),
         Command::Version(command) => command.execute(&environment),
+        Command::Completion(command) => command.execute(),
+        Command::Complete(command) => command.execute(&environment),
         Command::Supervise(command) => command.execute(&environment),
     }
 }
