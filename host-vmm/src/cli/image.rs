@@ -36,12 +36,13 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vmm image ls\n  vmm image ls --format json")]
 struct Ls {
     /// Show IDs only
     #[arg(short, long)]
     quiet: bool,
-    /// How to show them; json is an object a line
-    #[arg(long, value_enum, default_value = "table")]
+    /// How to show them: table, or json, an object a line
+    #[arg(long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
 
@@ -60,14 +61,15 @@ struct Load {
     /// Show no progress, and IDs only
     #[arg(short, long)]
     quiet: bool,
-    /// As --input
+    /// As --input FILE
     #[arg(value_name = "FILE", conflicts_with = "input")]
     path: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vmm image rm alpine\n  vmm image rm mine:1 mine:2")]
 struct Remove {
-    /// Names or IDs
+    /// Names, or IDs as vmm image ls shows them
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
 }

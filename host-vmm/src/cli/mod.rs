@@ -34,13 +34,23 @@ use crate::{container::timeline::now_ns, paths::Paths};
     'vmm COMMAND --help' says more about a command.")]
 pub struct Arguments {
     /// Keep images and containers in this directory
-    #[arg(long, value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     root: Option<PathBuf>,
     /// Tell the story of what happens on standard error (as --log-level debug)
-    #[arg(long, help_heading = "Global options")]
+    #[arg(long, global = true, help_heading = "Global options")]
     debug: bool,
-    /// Show messages of this importance and above: error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", help_heading = "Global options")]
+    /// Show messages as far as error, warn, info, debug or trace
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        help_heading = "Global options"
+    )]
     log_level: Option<tracing::Level>,
     #[command(subcommand)]
     command: Command,
@@ -135,5 +145,101 @@ fn print(text: &str) -> Result<()> {
     match std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("Cannot write to standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The commands that people use and that have no commands of their own, by their full names.
+    fn leaves(command: &clap::Command, found: &mut Vec<(String, clap::Command)>, names: &str) {
+        let name = format!("{names} {}", command.get_name());
+        let name = name.trim();
+        let commands = command.get_subcommands();
+        let commands = commands.filter(|one| !one.is_hide_set() && one.get_name() != "help");
+        let before = found.len();
+        for command in commands {
+            leaves(command, found, name);
+        }
+        if found.len() == before {
+            found.push((name.to_owned(), command.clone()));
+        }
+    }
+
+    fn all() -> Vec<(String, clap::Command)> {
+        let mut commands = Arguments::command();
+        commands.build();
+        let mut found = Vec::new();
+        leaves(&commands, &mut found, "");
+        assert!(found.len() >= 8, "{} commands", found.len());
+        found.push(("vmm".to_owned(), commands));
+        found
+    }
+
+    /// The words of a command line, as a shell that knows of quotes and nothing else has them.
+    fn words(line: &str) -> Vec<String> {
+        let quoted = line.split('\'').enumerate();
+        quoted
+            .flat_map(|(at, part)| match at % 2 {
+                0 => part.split_whitespace().map(str::to_owned).collect(),
+                _ => vec![part.to_owned()],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_that_are_right() {
+        for (name, mut command) in all() {
+            let help = command.render_help().to_string();
+            let examples = help
+                .split_once("\nExamples:\n")
+                .map(|(_, examples)| examples);
+            let examples = examples.unwrap_or_else(|| panic!("{name} has no examples:\n{help}"));
+            let lines = examples.lines().take_while(|line| !line.is_empty());
+            for line in lines {
+                // What is around it is the shell's: a pipe before it, a substitution.
+                let (_, ours) = line.split_once("vmm ").expect("an example of vmm");
+                let ours = ours.replace("$(vmm ps -aq)", "0123456789ab");
+                let ours = ours.split(['|', ')']).next().unwrap_or_default();
+                let words = words(&format!("vmm {ours}"));
+                if let Err(error) = Arguments::try_parse_from(words) {
+                    panic!("{line}\n{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn global_flags_may_stand_behind_a_command_but_not_behind_an_image() {
+        let root = |line: &str| {
+            let words = line.split(' ');
+            let arguments = Arguments::try_parse_from(words).expect("a right command line");
+            arguments.root.map(|root| root.display().to_string())
+        };
+        let ours = Some("/r".to_owned());
+        assert_eq!(root("vmm --root /r ps"), ours);
+        assert_eq!(root("vmm ps --root /r"), ours);
+        assert_eq!(root("vmm run --rm --root /r busybox true"), ours);
+        assert_eq!(root("vmm run --rm busybox true --root /r"), None);
+    }
+
+    #[test]
+    fn every_flag_is_explained_in_a_line_that_fits() {
+        for (name, mut command) in all() {
+            for argument in command.get_arguments() {
+                let id = argument.get_id();
+                assert!(
+                    argument.get_help().is_some(),
+                    "{name} does not explain {id}"
+                );
+            }
+            let help = command.render_help().to_string();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 100, "{name}: {line}");
+            }
+        }
     }
 }

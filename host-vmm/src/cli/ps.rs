@@ -27,8 +27,8 @@ pub struct Ps {
     /// Show IDs and commands in full
     #[arg(long)]
     no_trunc: bool,
-    /// How to show them; json is an object a line
-    #[arg(long, value_enum, default_value = "table")]
+    /// How to show them: table, or json, an object a line
+    #[arg(long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
 

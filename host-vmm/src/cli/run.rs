@@ -31,10 +31,10 @@ use crate::{
     vmm run --rm -m 256m --cpus 0.5 -e GREETING=hi busybox sh -c 'echo $GREETING'\n  \
     vmm run --rm --kernel ./vmlinux busybox uname -r")]
 pub struct Run {
-    /// Keep standard input open
+    /// Give the command our standard input
     #[arg(short, long)]
     interactive: bool,
-    /// Allocate a terminal
+    /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
     /// Remove the container when it ends
@@ -61,16 +61,16 @@ pub struct Run {
     /// Replace the image's entry point
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
-    /// Memory of the container's machine
+    /// Memory of the machine, in bytes, or with k, m or g
     #[arg(short, long, value_name = "BYTES", default_value = "1g", value_parser = values::memory)]
     memory: u64,
-    /// CPU time that the container may use, in CPUs
+    /// CPUs that the container may use, such as 0.5
     #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = values::cpus)]
     cpus: u32,
     /// Make the root file system read-only
     #[arg(long)]
     read_only: bool,
-    /// Mount a tmpfs
+    /// Mount a tmpfs, with options such as size=64m,mode=0700,exec
     #[arg(long, value_name = "DIR[:OPTIONS]", value_parser = values::tmpfs)]
     tmpfs: Vec<Tmpfs>,
     /// Boot this kernel, an uncompressed vmlinux
@@ -79,25 +79,25 @@ pub struct Run {
     /// Boot with this initfs
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     initfs: Option<PathBuf>,
-    /// Add to the kernel's command line
+    /// Add words to the kernel's command line
     #[arg(long, value_name = "TEXT", help_heading = "Machine")]
     cmdline_append: Vec<String>,
     /// What runs the machine: auto, kvm, um or tcg
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = accelerator, help_heading = "Machine")]
     accel: Accelerator,
-    /// How long the machine may take until the container's process is executed, in seconds
+    /// How long the start may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::start_timeout, help_heading = "Machine")]
     start_timeout: u32,
-    /// Show what the guest's kernel prints, all of it, on standard error as it comes; there is no input to it
+    /// Show all that the guest's kernel prints on standard error, as it comes
     #[arg(long, help_heading = "Machine")]
     debug_console: bool,
-    /// Show what happened when, on standard error
-    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Machine")]
+    /// Show what happened when on standard error, as text or json
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Machine")]
     timings: Option<Timings>,
     /// Print help
     #[arg(long, action = clap::ArgAction::HelpLong)]
     help: Option<bool>,
-    /// The image
+    /// The image, by its name or ID
     image: String,
     /// The command and its arguments, in the place of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

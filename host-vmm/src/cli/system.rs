@@ -24,9 +24,10 @@ pub struct System {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show where everything is, and which accelerators work
+    #[command(after_help = "Examples:\n  vmm system info\n  vmm system info --format json")]
     Info {
-        /// How to show it
-        #[arg(long, value_enum, default_value = "table")]
+        /// How to show it: table or json
+        #[arg(long, value_enum, default_value = "table", hide_possible_values = true)]
         format: Format,
     },
     /// Look at every file that machines boot from, byte by byte

@@ -13,9 +13,10 @@ use crate::{
 
 /// Look at every file that machines boot from, byte by byte
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vmm system verify\n  vmm system verify --format json")]
 pub struct Verify {
-    /// How to show what was found; json is an object a line
-    #[arg(long, value_enum, default_value = "table")]
+    /// How to show what was found: table, or json, an object a line
+    #[arg(long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
 

@@ -12,12 +12,13 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Show the version
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vmm version\n  vmm version --verbose")]
 pub struct Version {
     /// Show what belongs to it, too: hashes, and what it was made of
     #[arg(long)]
     verbose: bool,
-    /// How to show it
-    #[arg(long, value_enum, default_value = "table")]
+    /// How to show it: table or json
+    #[arg(long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }
 

@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn flags_are_found_where_they_count() {
-        assert_eq!(words("run --r"), ["--rm", "--read-only"]);
+        assert_eq!(words("run --r"), ["--rm", "--read-only", "--root"]);
         assert_eq!(words("--ro"), ["--root"]);
         let all = words("run -");
         assert!(all.contains(&"--interactive".to_owned()), "{all:?}");
