@@ -6,7 +6,7 @@
 #   out/share/vmm/images/                    images that come with it: busybox
 #   out/share/vmm/manifest.json              what all of these are, by hashes, and what they were made of
 #
-# out/build/ holds what is not installed, out/test/ what only the tests use.
+# out/build/ holds what is not installed, out/test/ what only the tests use, out/bench/ what measures.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,10 +32,16 @@ STATIC := target/static/x86_64-unknown-linux-musl/release
 PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/vsock-probe \
 	out/test/guest-tools/hostile-init
 
-.PHONY: help setup setup-tests build image run test lint install clean FORCE
+BENCHMARKS := out/bench/benchmarks out/bench/observer
+# What `make bench` measures, everything if it is empty; `make bench BENCH=--help` lists it.
+BENCH ?=
+# Options of `make kernel-profile`.
+PROFILE ?=
+
+.PHONY: help setup setup-tests build image run test bench kernel-profile lint install clean FORCE
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PREFIX=$(PREFIX)"
 	@echo "  KERNEL_SOURCE=$(or $(KERNEL_SOURCE),linux-*.tar.xz)   a tarball to use instead of Debian's package"
@@ -57,6 +63,12 @@ run: build image ## Everything up to a container that says hello
 test: setup-tests build image out/test/vmlinux-second ## Everything up to tests of all parts, alone and together
 	@scripts/test
 
+bench: build image $(BENCHMARKS) ## Each target beside its figure; BENCH=run measures one thing
+	@out/bench/benchmarks targets $(BENCH)
+
+kernel-profile: build image $(BENCHMARKS) ## Where the kernel's boot spends its instructions
+	@out/bench/benchmarks kernel-profile $(PROFILE)
+
 lint: ## Layout and mistakes of code and scripts
 	@scripts/lint
 
@@ -71,6 +83,10 @@ $(PROGRAMS) &: FORCE | setup
 	@scripts/cargo-static build --locked --release --target-dir target/static \
 		-p host-vmm -p vminitd -p imagebuilder -p guest-tools
 	@for program in $(PROGRAMS); do scripts/install-program $(STATIC)/$${program##*/} $$program; done
+
+$(BENCHMARKS) &: FORCE | setup
+	@scripts/cargo-static build --locked --release --target-dir target/static -p benchmarks
+	@for program in $(BENCHMARKS); do scripts/install-program $(STATIC)/$${program##*/} $$program; done
 
 # The rules below run always, and take no time where there is nothing to do. What they make they compare by content, so
 # that they also put right what somebody has changed since.

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// `path` in the folder of artifacts. Panics with `remedy` if it is not there: a test of something that was not
-/// built has not passed.
-fn artifact(path: &str, remedy: &str) -> PathBuf {
+/// `path` in the folder of artifacts.
+///
+/// # Panics
+/// If it is not there, with `remedy`: a test of something that was not built has not passed.
+#[must_use]
+pub fn artifact(path: &str, remedy: &str) -> PathBuf {
     let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../out");
     let path = out.join(path);
     assert!(

@@ -208,6 +208,12 @@ impl Vmm {
             .with_screen(terminal.transcript().clone())
     }
 
+    /// The command as it is, for who wants nothing of the harness between it and a clock.
+    #[must_use]
+    pub fn into_command(self) -> Command {
+        self.command
+    }
+
     /// The command line and environment in words that a shell takes, to be run in a terminal that is not ours.
     #[must_use]
     pub fn shell_line(&self) -> String {

@@ -20,7 +20,7 @@ mod terminal;
 mod tools_image;
 mod transcript;
 
-pub use artifacts::{initfs, second_kernel, vmm};
+pub use artifacts::{artifact, initfs, second_kernel, vmm};
 pub use command::{Input, Vmm};
 pub use finished::Finished;
 pub use kernel_file::kernel_file;

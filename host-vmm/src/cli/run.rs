@@ -88,7 +88,7 @@ pub struct Run {
     /// How long the start may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::start_timeout, help_heading = "Machine")]
     start_timeout: u32,
-    /// Show all that the guest's kernel prints, on standard error
+    /// Show all that the guest's kernel prints on standard error, as it comes
     #[arg(long, help_heading = "Machine")]
     debug_console: bool,
     /// Show what happened when on standard error, as text or json

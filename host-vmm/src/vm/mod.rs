@@ -5,7 +5,7 @@
 
 pub mod kernel;
 pub mod memory;
-mod qemu;
+pub mod qemu;
 mod select;
 
 use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};

@@ -245,7 +245,13 @@ fn start(
 }
 
 /// The machine of a container: its disks are the image and the writable layer, in this order.
-fn vm_config(spec: &ContainerSpec, layer: PathBuf, console: File, vsock: VsockConfig) -> VmConfig {
+#[must_use]
+pub fn vm_config(
+    spec: &ContainerSpec,
+    layer: PathBuf,
+    console: File,
+    vsock: VsockConfig,
+) -> VmConfig {
     let machine = &spec.machine;
     VmConfig {
         cpus: machine.cpus(),

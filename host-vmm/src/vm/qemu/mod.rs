@@ -9,7 +9,7 @@ mod version;
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read},
     os::{
@@ -52,8 +52,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// QEMU in software emulation.
 pub struct Qemu {
-    /// Where to look for the program, as in `PATH`.
-    search: OsString,
+    /// The program, if it is installed.
+    program: Option<PathBuf>,
     /// Taken early, so that there is some time to the next.
     tsc: tsc::Reading,
 }
@@ -62,16 +62,25 @@ impl Qemu {
     /// Looks for the emulator in the directories of `PATH`.
     #[must_use]
     pub fn from_path() -> Self {
-        Self {
-            search: env::var_os("PATH").unwrap_or_default(),
-            tsc: tsc::Reading::take(),
-        }
+        Self::from_directories(&env::var_os("PATH").unwrap_or_default())
     }
 
-    fn program(&self) -> Option<PathBuf> {
-        env::split_paths(&self.search)
+    /// Looks for the emulator in directories that are written as in `PATH`.
+    #[must_use]
+    pub fn from_directories(directories: &OsStr) -> Self {
+        let tsc = tsc::Reading::take();
+        let program = env::split_paths(directories)
             .map(|directory| directory.join(PROGRAM))
-            .find(|path| is_executable(path))
+            .find(|path| is_executable(path));
+        Self { program, tsc }
+    }
+
+    fn installed(&self) -> Result<&Path, String> {
+        self.program.as_deref().ok_or_else(|| {
+            format!(
+                "{PROGRAM} is not in the PATH; install QEMU (Debian's package is qemu-system-x86)"
+            )
+        })
     }
 }
 
@@ -85,19 +94,13 @@ impl Hypervisor for Qemu {
     }
 
     fn probe(&self) -> Result<(), String> {
-        match self.program() {
-            Some(_) => Ok(()),
-            None => Err(format!(
-                "{PROGRAM} is not in the PATH; install QEMU (Debian's package is qemu-system-x86)"
-            )),
-        }
+        self.installed().map(drop)
     }
 
     fn describe(&self) -> Result<String, String> {
-        self.probe()?;
-        let program = self.program().unwrap_or_default();
+        let program = self.installed()?;
         let shown = program.display();
-        match version::of(&program) {
+        match version::of(program) {
             Some(version) if version < version::OLDEST => Err(format!(
                 "{shown} is version {version}, and {} is the oldest that works; install a newer QEMU",
                 version::OLDEST
@@ -112,7 +115,7 @@ impl Hypervisor for Qemu {
     }
 
     fn start(&self, config: VmConfig) -> Result<Box<dyn Vm>, VmError> {
-        let program = self.program().ok_or_else(|| VmError::Host {
+        let program = self.program.as_ref().ok_or_else(|| VmError::Host {
             doing: format!("find {PROGRAM}"),
             source: io::Error::from_raw_os_error(libc::ENOENT),
         })?;
@@ -140,7 +143,7 @@ impl Hypervisor for Qemu {
             vsock_fd: theirs.as_raw_fd(),
             console_fd: config.console.as_raw_fd(),
         };
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command
             .args(machine.arguments())
             // Nothing of ours is of use to it, and what it does must not depend on who runs it.
@@ -150,7 +153,7 @@ impl Hypervisor for Qemu {
         let inherited = [memory.as_fd(), theirs.as_fd(), config.console.as_fd()];
         let child = spawn(&mut command, &inherited, Bond::DiesWithUs)
             .map_err(step(&format!("start {}", program.display())))?;
-        QemuVm::watch(program, child, server, output.into())
+        QemuVm::watch(program.clone(), child, server, output.into())
             .map(|vm| Box::new(vm) as Box<dyn Vm>)
             .map_err(step("watch the emulator"))
     }
