@@ -9,7 +9,7 @@ use imagebuilder::{
 };
 
 use super::{INSTALL, Installation, InstallationError, Kind, TakenFiles};
-use crate::paths::Paths;
+use crate::{paths::Paths, report::Report};
 
 /// What came of looking at a file.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub fn verify(paths: &Paths, images: &Store) -> Result<Vec<Finding>, store::Erro
             path: paths.share().unwrap_or(Path::new("")).join(manifest::FILE),
             expected: None,
             found: None,
-            problem: Some(format!("{}; {INSTALL}", chain(&error))),
+            problem: Some(format!("{}; {INSTALL}", in_one_line(&error))),
         }],
     };
     let taken = TakenFiles::open(paths);
@@ -71,7 +71,7 @@ pub fn verify(paths: &Paths, images: &Store) -> Result<Vec<Finding>, store::Erro
                 path: directory,
                 expected: None,
                 found: None,
-                problem: Some(chain(&error)),
+                problem: Some(in_one_line(&error)),
             },
         };
         // Those of the installation are in its manifest.
@@ -112,10 +112,7 @@ pub fn name(artifact: &Artifact) -> String {
     }
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
+/// An error and its causes.
+fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    Report::of(error).causes.join(": ")
 }
