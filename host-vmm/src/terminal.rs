@@ -9,7 +9,8 @@ use rustix::termios::{
     OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr,
 };
 
-/// A terminal that passes on every key as it is. Dropping it makes the terminal what it was.
+/// A terminal that shows what it is sent as it is, for another in the container has dealt with it. Dropping it makes the
+/// terminal what it was.
 #[derive(Debug)]
 pub struct Raw {
     terminal: OwnedFd,
@@ -17,18 +18,23 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Makes the terminal of standard input raw. `None` if that is no terminal.
+    /// Makes the terminal of standard input raw; with `keys` they are passed on as they are, too. Without, nobody reads
+    /// them, and the keys that send signals go on to do so: nothing else could end the container from here. `None` if
+    /// standard input is no terminal.
     ///
     /// # Errors
     /// Those of `tcsetattr(3)`.
-    pub fn enter() -> io::Result<Option<Self>> {
+    pub fn enter(keys: bool) -> io::Result<Option<Self>> {
         if !isatty(stdin()) {
             return Ok(None);
         }
         let terminal = stdin().as_fd().try_clone_to_owned()?;
         let before = tcgetattr(&terminal)?;
         let mut raw = before.clone();
-        raw.make_raw();
+        match keys {
+            true => raw.make_raw(),
+            false => raw.output_modes.remove(OutputModes::OPOST),
+        }
         tcsetattr(&terminal, OptionalActions::Now, &raw)?;
         Ok(Some(Self { terminal, before }))
     }

@@ -93,6 +93,19 @@ fn flags_behind_the_image_are_the_commands() {
     let root = Root::new();
     let run = root.run(["--rm", "busybox", "echo", "--rm", "-e", "X=1", "--", "-t"]);
     run.finish().code(0).stdout("--rm -e X=1 -- -t\n");
+    // Even the first, which an entrypoint may take.
+    let run = root.run([
+        "--rm",
+        "--entrypoint",
+        "echo",
+        "busybox",
+        "--rm",
+        "-e",
+        "-h",
+    ]);
+    run.finish().code(0).stdout("--rm -e -h\n");
+    let run = root.run(["--rm", "--entrypoint", "echo", "busybox", "--", "-t"]);
+    run.finish().code(0).stdout("-- -t\n");
 }
 
 #[test]

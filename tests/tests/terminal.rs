@@ -94,6 +94,20 @@ fn a_terminal_without_standard_input_ignores_what_is_typed() {
 }
 
 #[test]
+fn ctrl_c_ends_a_container_that_has_a_terminal_and_no_input() {
+    let root = Root::new();
+    let terminal = Terminal::new(24, 80);
+    let before = terminal.modes();
+    // PID 1, which asks for no signal, is to end: `tail` shows that it is there, and goes on.
+    let run = root.run(["--rm", "-t", "busybox", "tail", "-f", "/etc/passwd"]);
+    let mut run = run.start_in(&terminal);
+    run.expect("root:");
+    terminal.type_keys("\x03");
+    run.finish().code(130);
+    assert_eq!(terminal.modes(), before);
+}
+
+#[test]
 fn a_signal_leaves_the_terminal_as_it_was() {
     let root = Root::new();
     let terminal = Terminal::new(24, 80);

@@ -223,6 +223,7 @@ mod tests {
         assert_eq!(root("vmm --root /r ps"), ours);
         assert_eq!(root("vmm ps --root /r"), ours);
         assert_eq!(root("vmm run --rm --root /r busybox true"), ours);
+        assert_eq!(root("vmm run --rm busybox --root /r"), None);
         assert_eq!(root("vmm run --rm busybox true --root /r"), None);
     }
 

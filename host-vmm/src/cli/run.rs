@@ -25,6 +25,7 @@ use crate::{
 #[derive(Debug, Args)]
 // Docker's -h is the host name here.
 #[command(disable_help_flag = true)]
+#[command(override_usage = "vmm run [OPTIONS] IMAGE [COMMAND] [ARGUMENT]...")]
 #[command(after_help = "Examples:\n  \
     vmm run --rm busybox echo hello\n  \
     vmm run -it --rm busybox sh\n  \
@@ -88,7 +89,7 @@ pub struct Run {
     /// How long the start may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::start_timeout, help_heading = "Machine")]
     start_timeout: u32,
-    /// Show all that the guest's kernel prints on standard error, as it comes
+    /// Show all that the guest's kernel prints, on standard error
     #[arg(long, help_heading = "Machine")]
     debug_console: bool,
     /// Show what happened when on standard error, as text or json
@@ -97,11 +98,10 @@ pub struct Run {
     /// Print help
     #[arg(long, action = clap::ArgAction::HelpLong)]
     help: Option<bool>,
-    /// The image, by its name or ID
-    image: String,
-    /// The command and its arguments, in the place of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<OsString>,
+    /// The image, by its name or ID, and then a command in the place of its own
+    // One argument: as two, flags between them would be ours, and are the container's.
+    #[arg(value_name = "IMAGE", required = true, trailing_var_arg = true)]
+    words: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -131,16 +131,18 @@ impl Run {
         }
         let paths = &environment.paths;
         let images = images(environment);
-        let image = match images.resolve(&self.image)? {
+        let reference = self.image();
+        let image = match images.resolve(&reference)? {
             Some(image) => image,
-            None => bail!(no_image(&images, &self.image)),
+            None => bail!(no_image(&images, &reference)),
         };
         boot_files::check_image(paths, &image)?;
         timeline.note(Event::ImageResolved);
-        tracing::debug!("Resolved the image {} to {}", self.image, image.digest);
+        tracing::debug!("Resolved the image {reference} to {}", image.digest);
 
         let timings = self.timings;
-        let (name, has_terminal) = (self.name.clone(), self.tty);
+        let name = self.name.clone();
+        let (has_terminal, has_keys) = (self.tty, self.interactive);
         let (kernel, initfs) = (self.kernel.clone(), self.initfs.clone());
         let request = self.request()?;
         let containers = Containers::open(paths)?;
@@ -181,7 +183,7 @@ impl Run {
         // While the machine boots there is time for what others have left.
         containers.sweep();
         let raw = match has_terminal {
-            true => terminal::Raw::enter().context("Cannot set the terminal up")?,
+            true => terminal::Raw::enter(has_keys).context("Cannot set the terminal up")?,
             false => None,
         };
         let ending = attached.wait(&foreground);
@@ -211,14 +213,19 @@ impl Run {
         Ok(ExitCode::from(ending.exit_code))
     }
 
+    /// What the image is called. What is no text is called so by no image.
+    fn image(&self) -> String {
+        self.words[0].to_string_lossy().into_owned()
+    }
+
     /// What the flags ask for.
-    fn request(self) -> Result<Request> {
+    fn request(mut self) -> Result<Request> {
         values::within_host(self.memory)?;
         vm::select(self.accel)?;
         Ok(Request {
             env: values::environment(&self.env, &self.env_file)?,
-            image: self.image,
-            command: self.command,
+            image: self.image(),
+            command: self.words.split_off(1),
             entrypoint: self.entrypoint,
             workdir: self.workdir,
             user: self.user,

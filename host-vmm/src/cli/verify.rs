@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  vmm system verify\n  vmm system verify --format json")]
 pub struct Verify {
-    /// How to show what was found: table, or json, an object a line
+    /// How to show it: table, or json, an object a line
     #[arg(long, value_enum, default_value = "table", hide_possible_values = true)]
     format: Format,
 }

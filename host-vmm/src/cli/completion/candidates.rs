@@ -176,7 +176,8 @@ impl<'a> Place<'a> {
 
     /// Whether the next word is one of a container's command, of which we know nothing.
     fn is_in_the_container(&self) -> bool {
-        self.positional().is_some_and(Arg::is_trailing_var_arg_set)
+        let next = self.positional();
+        self.positionals > 0 && next.is_some_and(Arg::is_trailing_var_arg_set)
     }
 }
 
