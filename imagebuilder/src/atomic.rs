@@ -34,12 +34,22 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write`].
 pub fn update(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    prepare_update(path, bytes)?.map_or(Ok(()), Writer::commit)
+}
+
+/// What [`update`] writes, to be committed later; `None` if the file has these bytes already.
+///
+/// # Errors
+/// Those of writing.
+pub fn prepare_update(path: &Path, bytes: &[u8]) -> io::Result<Option<Writer>> {
     let is_there = std::fs::metadata(path).is_ok_and(|there| there.len() == bytes.len() as u64)
         && std::fs::read(path).is_ok_and(|there| there == bytes);
-    match is_there {
-        true => Ok(()),
-        false => write(path, bytes),
+    if is_there {
+        return Ok(None);
     }
+    let mut writer = Writer::create(path)?;
+    writer.write_all(bytes)?;
+    Ok(Some(writer))
 }
 
 /// A file being written, which gets its name by [`commit`](Self::commit). Dropped without it, nothing is left.

@@ -113,6 +113,19 @@ impl Store {
         named: &[(Reference, Digest)],
     ) -> Result<(), Error> {
         let _lock = self.lock()?;
+        // Before anything is seen: what needs room on the disk.
+        let mut names = None;
+        if !named.is_empty() {
+            let mut new = Names::read(&self.names_path())?;
+            for (name, digest) in named {
+                if !built.contains(digest) && !self.image_path(digest).exists() {
+                    let digest = digest.to_string();
+                    return Err(Error::Vanished { digest });
+                }
+                new.set(name, digest);
+            }
+            names = new.prepare(&self.names_path())?;
+        }
         for digest in built {
             let (from, to) = (work.path.join(digest.hex()), self.image_path(digest));
             match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
@@ -125,18 +138,10 @@ impl Store {
         }
         let images = self.images_path();
         atomic::sync_directory(&images).map_err(disk("sync", &images))?;
-        if !named.is_empty() {
-            let mut names = Names::read(&self.names_path())?;
-            for (name, digest) in named {
-                if !self.image_path(digest).exists() {
-                    let digest = digest.to_string();
-                    return Err(Error::Vanished { digest });
-                }
-                names.set(name, digest);
-            }
-            names.write(&self.names_path())?;
+        match names {
+            Some(names) => names.commit().map_err(disk("write", &self.names_path())),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Creates the store if there is none, removes what crashes have left, and makes a directory to work in.

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::change::disk;
 use crate::atomic;
 use crate::ext4;
 use crate::oci::Digest;
@@ -38,6 +39,13 @@ impl Names {
 
     pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
         write_json(path, self)
+    }
+
+    /// Writes the file, which takes its place when it is committed; `None` if it is there already.
+    pub(super) fn prepare(&self, path: &Path) -> Result<Option<atomic::Writer>, Error> {
+        json(self)
+            .and_then(|bytes| atomic::prepare_update(path, &bytes))
+            .map_err(disk("write", path))
     }
 
     pub(super) fn get(&self, name: &str) -> Option<Digest> {
@@ -182,15 +190,13 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::from);
-    if let Ok(bytes) = &mut bytes {
-        bytes.push(b'\n');
-    }
-    bytes
+    json(value)
         .and_then(|bytes| atomic::update(path, &bytes))
-        .map_err(|source| Error::Disk {
-            action: "write",
-            path: path.to_path_buf(),
-            source,
-        })
+        .map_err(disk("write", path))
+}
+
+fn json(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }

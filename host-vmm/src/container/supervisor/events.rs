@@ -32,6 +32,9 @@ use crate::{
 /// How long a machine may go on whose init has hung up. As a rule it is restarting, and gone at once.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// The same, if it has a reason to be stopped.
+const SILENCE_OF_THE_STOPPED: Duration = Duration::from_secs(1);
+
 /// Frames taken before others have their turn: a guest may never stop.
 const FRAMES: usize = 64;
 
@@ -301,7 +304,6 @@ impl Running {
             .is_some_and(|until| Instant::now() >= until)
         {
             return Some(End::Broken(match is_full(record.directory.path()) {
-                // QEMU stops a machine whose writes find no room, and its devices with it.
                 true => Report::new(format!(
                     "The machine was stopped: the disk of {} is full, and what the container writes finds no room",
                     record.directory.path().display()
@@ -356,7 +358,12 @@ impl Running {
                 Err(ControlError::Io(_)) => {
                     // The guest is gone or on its way: how, the machine will say.
                     self.machine.control = None;
-                    self.silent_until = Some(Instant::now() + SILENCE);
+                    // QEMU stops a machine whose writes find no room, and its devices with it: it will not come back.
+                    let patience = match is_full(record.directory.path()) {
+                        true => SILENCE_OF_THE_STOPPED,
+                        false => SILENCE,
+                    };
+                    self.silent_until = Some(Instant::now() + patience);
                     return None;
                 }
                 Err(error) => return Some(End::Broken(Report::of(&error))),
