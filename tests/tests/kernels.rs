@@ -63,30 +63,6 @@ fn an_initfs_can_be_given() {
 }
 
 #[test]
-fn boot_files_that_are_missing_are_named() {
-    let root = Root::new();
-    for flag in ["--kernel", "--initfs"] {
-        let run = root
-            .run([flag, "/no/such/file", "busybox", "true"])
-            .finish();
-        run.fails("/no/such/file").stdout("");
-    }
-    assert!(root.containers().is_empty());
-}
-
-#[test]
-fn a_kernel_that_is_none_is_refused() {
-    let root = Root::new();
-    let path = root.files().join("nonsense");
-    std::fs::write(&path, [0x90; 100_000]).expect("a file");
-    let run = root
-        .run(["--rm", "--kernel"])
-        .arg(&path)
-        .args(["busybox", "true"]);
-    run.finish().fails("nonsense");
-}
-
-#[test]
 fn a_kernel_that_dies_at_boot_is_quoted() {
     let root = Root::new();
     let words = ["--rm", "--cmdline-append", "rdinit=/no-such-init"];

@@ -46,6 +46,8 @@ fn act(word: &str) -> io::Result<()> {
             stay()
         }
 
+        "no-start" => hold(Host::greet()?),
+
         // Says what is none.
         "4-gib-frame" => raw(&u32::MAX.to_le_bytes()),
         "noise" => raw(&noise(1 << 20)),
