@@ -1,9 +1,8 @@
 //! `vmm image`.
 
 use std::{
-    fs::{DirBuilder, File},
+    fs::File,
     io,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -16,7 +15,7 @@ use imagebuilder::{
 };
 
 use super::{Environment, output, print, ps::Format, run::images};
-use crate::{container::timeline::wall_clock_ns, report::Report};
+use crate::{container::timeline::wall_clock_ns, report::Report, root};
 
 /// Manage images
 #[derive(Debug, Args)]
@@ -152,7 +151,9 @@ fn json(image: &store::Image) -> String {
 
 impl Load {
     fn execute(self, environment: &Environment) -> Result<ExitCode> {
-        let store = Store::open(environment.paths.root());
+        let root = environment.paths.root();
+        root::claim(root)?;
+        let store = Store::open(root);
         let progress = Progress::to_stderr(self.quiet);
         let given = self.input.or(self.path);
         let input = match &given {
@@ -198,7 +199,6 @@ impl Input<'_> {
         }
         let root = environment.paths.root();
         let spool = || {
-            DirBuilder::new().recursive(true).mode(0o755).create(root)?;
             let flags = rustix::fs::OFlags::TMPFILE
                 | rustix::fs::OFlags::RDWR
                 | rustix::fs::OFlags::CLOEXEC;

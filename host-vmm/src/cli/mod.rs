@@ -21,7 +21,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-use crate::{container::timeline::now_ns, paths::Paths};
+use crate::{container::timeline::now_ns, paths::Paths, root};
 
 /// Runs every container in a virtual machine of its own, with a kernel of its own.
 #[derive(Debug, Parser)]
@@ -126,6 +126,7 @@ pub fn execute() -> Result<ExitCode> {
         Command::Version(_) | Command::Completion(_)
     ) {
         environment.paths.check_owners()?;
+        root::check(environment.paths.root())?;
     }
     match arguments.command {
         Command::Run(command) => command.execute(&environment),

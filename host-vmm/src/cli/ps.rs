@@ -41,7 +41,7 @@ pub enum Format {
 
 impl Ps {
     pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
-        let containers = Containers::open(&environment.paths)?;
+        let containers = Containers::open(&environment.paths);
         containers.sweep();
         let mut found = containers.list()?;
         found.retain(|found| self.all || found.state.status == Status::Running);

@@ -25,7 +25,7 @@ pub struct Rm {
 
 impl Rm {
     pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
-        let containers = Containers::open(&environment.paths)?;
+        let containers = Containers::open(&environment.paths);
         containers.sweep();
         let mut code = ExitCode::SUCCESS;
         for reference in &self.containers {

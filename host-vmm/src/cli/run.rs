@@ -16,6 +16,7 @@ use crate::{
         start,
         timeline::{Event, Timeline, wall_clock_ns},
     },
+    failpoint,
     report::Report,
     terminal,
     vm::{self, Accelerator},
@@ -139,13 +140,14 @@ impl Run {
         boot_files::check_image(paths, &image)?;
         timeline.note(Event::ImageResolved);
         tracing::debug!("Resolved the image {reference} to {}", image.digest);
+        failpoint::reach("resolve");
 
         let timings = self.timings;
         let name = self.name.clone();
         let (has_terminal, has_keys) = (self.tty, self.interactive);
         let (kernel, initfs) = (self.kernel.clone(), self.initfs.clone());
         let request = self.request()?;
-        let containers = Containers::open(paths)?;
+        let containers = Containers::open(paths);
         let boot = BootFiles::choose(paths, kernel.as_deref(), initfs.as_deref())?;
         let create = |id, name| {
             let identity = Identity {
@@ -155,6 +157,8 @@ impl Run {
             };
             anyhow::Ok(request.resolve(&image, &boot, identity)?)
         };
+        // Before there is a container that a signal could leave behind.
+        let signals = Foreground::take_signals().context("Cannot take signals over")?;
         let brought = kernel.is_some() || initfs.is_some();
         let created = containers.create(name.as_deref(), create);
         // The container refers to its files now, if there is one.
@@ -169,10 +173,11 @@ impl Run {
             spec.name,
             directory.path().display()
         );
+        failpoint::reach("publish");
 
         let foreground = Foreground {
             terminal: has_terminal,
-            signals: Foreground::take_signals().context("Cannot take signals over")?,
+            signals,
         };
         let logging = Logging {
             level: environment.log_level.map(|level| level.to_string()),
@@ -189,6 +194,7 @@ impl Run {
         let ending = attached.wait(&foreground);
         drop(raw);
         let ending = ending.context("Cannot wait for the container")?;
+        failpoint::reach("end");
         if ending.lost {
             // It had no time to clear up.
             containers.sweep();

@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::Environment;
 use crate::{
     container::{
-        Channel,
-        directory::Lock,
+        Channel, Containers,
+        store::is_id,
         supervisor::{Task, supervise},
     },
     process::take_inherited,
@@ -36,12 +36,21 @@ impl Supervise {
     }
 
     pub(super) fn execute(self, environment: &Environment) -> Result<ExitCode> {
-        let inherited =
-            |number| take_inherited(number).context("Cannot take an inherited descriptor");
+        let containers = Containers::open(&environment.paths);
+        if !is_id(&self.id) {
+            bail!("{:?} is no container's ID", self.id);
+        }
+        let directory = containers.at(&self.id);
+        let lock = take_inherited(self.lock)
+            .and_then(|fd| directory.inherit_lock(fd))
+            .with_context(|| format!("Descriptor {} is not the container's lock", self.lock))?;
+        let attached = take_inherited(self.channel)
+            .and_then(Channel::inherit)
+            .with_context(|| format!("Descriptor {} is no channel", self.channel))?;
         let task = Task {
             id: self.id,
-            lock: Lock::from(inherited(self.lock)?),
-            attached: Channel::from(inherited(self.channel)?),
+            lock,
+            attached,
         };
         supervise(&environment.paths, task);
         Ok(ExitCode::SUCCESS)

@@ -117,7 +117,7 @@ struct File {
 impl Info {
     fn gather(environment: &Environment) -> Result<Self> {
         let paths = &environment.paths;
-        let containers = Containers::open(paths)?;
+        let containers = Containers::open(paths);
         containers.sweep();
         let containers = containers.list()?;
         let running = containers

@@ -7,10 +7,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair,
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+        sendmsg, socketpair, sockopt,
+    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -86,6 +89,19 @@ impl Channel {
         Ok((ours.into(), theirs.into()))
     }
 
+    /// The end that whoever started this process has passed on.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is anything else.
+    pub fn inherit(socket: OwnedFd) -> io::Result<Self> {
+        let is_one = sockopt::socket_domain(&socket)? == AddressFamily::UNIX
+            && sockopt::socket_type(&socket)? == SocketType::SEQPACKET;
+        match is_one {
+            true => Ok(socket.into()),
+            false => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
     /// Sends a message, and a descriptor with it. A peer that does not read what little there is to read loses it.
     ///
     /// # Errors
@@ -118,12 +134,16 @@ impl Channel {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
-        )?;
+        let mut receive = || {
+            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+            let buffer = &mut [IoSliceMut::new(&mut bytes)];
+            recvmsg(&self.socket, buffer, &mut ancillary, flags)
+        };
+        let received = match receive() {
+            // The peer is gone and has not read all that it was sent. What it said itself is behind that.
+            Err(Errno::CONNRESET) => receive(),
+            other => other,
+        }?;
         let descriptor = ancillary
             .drain()
             .filter_map(|message| match message {
@@ -161,6 +181,19 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+
+    #[test]
+    fn the_last_word_of_a_peer_that_has_not_listened_arrives() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        theirs.send(&ToSupervisor::Signal(15), None).unwrap();
+        ours.send(&FromSupervisor::Stream(Which::Stdin), None)
+            .unwrap();
+        drop(ours);
+        let (received, _) = theirs.receive::<FromSupervisor>().unwrap();
+        assert_eq!(received, FromSupervisor::Stream(Which::Stdin));
+        let error = theirs.receive::<FromSupervisor>().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
 
     #[test]
     fn messages_and_descriptors_arrive() {

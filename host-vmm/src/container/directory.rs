@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -111,6 +111,21 @@ impl Directory {
         }
     }
 
+    /// Takes over the lock that whoever started this process had, and passed on as `fd`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is anything else, and what taking it gives: `WouldBlock` if somebody else has it.
+    pub fn inherit_lock(&self, fd: OwnedFd) -> io::Result<Lock> {
+        let inherited = File::from(fd);
+        let (is, ought) = (inherited.metadata()?, self.path.join("lock").metadata()?);
+        if (is.dev(), is.ino()) != (ought.dev(), ought.ino()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // Taking what one has changes nothing.
+        flock(&inherited, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Lock(inherited))
+    }
+
     /// Whether somebody has the lock.
     pub fn is_locked(&self) -> bool {
         let Ok(file) = File::open(self.path.join("lock")) else {
@@ -133,33 +148,31 @@ impl Directory {
             )
     }
 
-    /// Makes the directory, takes its lock, and writes down what it is.
+    /// Makes the directory and takes its lock.
     ///
     /// # Errors
     /// The disk refuses; what has been made is left.
-    pub fn fill(&self, spec: &ContainerSpec) -> Result<Lock, StoreError> {
+    pub fn create(&self) -> Result<Lock, StoreError> {
         DirBuilder::new()
             .mode(0o700)
             .create(&self.path)
             .map_err(StoreError::disk("create", &self.path))?;
-        let lock = self.lock()?.ok_or_else(|| {
-            StoreError::disk("lock", &self.path)(io::ErrorKind::WouldBlock.into())
-        })?;
-        state::write(&self.config(), spec, durability(spec))?;
-        Ok(lock)
+        self.lock()?
+            .ok_or_else(|| StoreError::disk("lock", &self.path)(io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// Writes down what the container is.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn describe(&self, spec: &ContainerSpec) -> Result<(), StoreError> {
+        state::write(&self.config(), spec, durability(spec))
     }
 }
 
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-impl From<OwnedFd> for Lock {
-    /// A lock that was inherited.
-    fn from(fd: OwnedFd) -> Self {
-        Self(fd.into())
     }
 }
 

@@ -12,6 +12,7 @@ pub mod spec;
 pub mod state;
 pub mod store;
 pub mod supervisor;
+mod sweep;
 mod text;
 pub mod timeline;
 

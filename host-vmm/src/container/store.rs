@@ -2,19 +2,20 @@
 //!
 //! `containers/<id>/` holds one container: `config.json` (its [`ContainerSpec`]), `state.json` (its [`State`]), `rw.ext4`
 //! (what it has written), `console.log`, and `lock`, which is held as long as anybody runs it. `containers/names/<name>`
-//! is a link to an id. Whoever creates or removes a container holds `containers/lock` for a moment.
+//! is a link to an id. Whoever creates a container holds `containers/lock` for two moments: until its directory has a
+//! lock of its own, and while it gets its name. Whoever is stopped just then (Ctrl-Z can do that) keeps others from
+//! creating one, but no container from ending, and the others say so.
 //!
 //! A directory whose name begins with a dot is being made or removed; with nobody holding its lock it is what a crash
 //! has left, and so is a container that should have been removed at its end: [`Containers::sweep`] removes both.
 
 use std::{
     cmp::Reverse,
-    collections::HashSet,
-    ffi::OsStr,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -25,26 +26,34 @@ use super::{
     spec::ContainerSpec,
     state::{self, State, Status},
 };
-use crate::{boot_files::TakenFiles, paths::Paths};
-
-/// Version of the layout of everything below the root.
-const FORMAT: &str = "1\n";
+use crate::{
+    boot_files::TakenFiles,
+    failpoint,
+    paths::Paths,
+    root::{self, RootError},
+};
 
 /// Random names tried before one gets a number.
 const ATTEMPTS: u32 = 16;
 
-const NEW: &str = ".new-";
-const REMOVED: &str = ".removed-";
+/// How long a new container waits for others that are being made. Each takes a millisecond or less.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a lock is looked at that somebody has: `flock(2)` waits for ever or not at all.
+const RETRY: Duration = Duration::from_millis(1);
+
+pub(super) const NEW: &str = ".new-";
+pub(super) const REMOVED: &str = ".removed-";
 
 /// All containers below one root.
 #[derive(Clone, Debug)]
 pub struct Containers {
     root: PathBuf,
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     /// Where their sockets are.
-    run: PathBuf,
+    pub(super) run: PathBuf,
     /// What users have brought for them to boot from.
-    taken: TakenFiles,
+    pub(super) taken: TakenFiles,
 }
 
 /// A container as it is found on the disk.
@@ -63,6 +72,9 @@ pub struct Found {
 /// Why the containers cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// The root.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// A file or directory.
     #[error("Cannot {action} {}", .path.display())]
     Disk {
@@ -81,16 +93,16 @@ pub enum StoreError {
         /// What is wrong.
         source: serde_json::Error,
     },
-    /// Another version wrote the directory.
+    /// Somebody else has held the lock for too long.
     #[error(
-        "{} was written by another version of this program (format {found}, this one reads 1); use that version, or another --root",
+        "Another vmm has held {} for {seconds} s; it may have been stopped: let it go on, or kill it",
         .path.display()
     )]
-    Format {
-        /// The root.
+    Busy {
+        /// The lock.
         path: PathBuf,
-        /// Its format.
-        found: String,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// A name that is none.
     #[error(
@@ -137,29 +149,14 @@ impl StoreError {
 
 impl Containers {
     /// The containers at these places. Nothing is created yet.
-    ///
-    /// # Errors
-    /// Another version wrote there.
-    pub fn open(paths: &Paths) -> Result<Self, StoreError> {
-        let root = paths.root();
-        let format = root.join("format");
-        match fs::read_to_string(&format) {
-            Ok(found) if found == FORMAT => {}
-            Ok(found) => {
-                return Err(StoreError::Format {
-                    path: root.to_owned(),
-                    found: found.trim().chars().take(20).collect(),
-                });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(StoreError::disk("read", &format)(source)),
-        }
-        Ok(Self {
-            root: root.to_owned(),
+    #[must_use]
+    pub fn open(paths: &Paths) -> Self {
+        Self {
+            root: paths.root().to_owned(),
             directory: paths.containers(),
             run: paths.run().to_owned(),
             taken: TakenFiles::open(paths),
-        })
+        }
     }
 
     /// Creates a container. `build` is told its id and its name, which is `name` or a random one. The lock is that of the
@@ -177,24 +174,43 @@ impl Containers {
         }
         self.prepare()?;
         let id = random_id().map_err(StoreError::disk("make an ID for", &self.directory))?;
-        let guard = self.lock()?;
-        let name = self.free_name(name)?;
-        let spec = build(id.clone(), name.clone())?;
+        let spec = build(id.clone(), self.free_name(name)?)?;
         let temporary = Directory::new(self.directory.join(format!("{NEW}{id}")));
-        let lock = temporary.fill(&spec).inspect_err(|_| temporary.delete())?;
-        let directory = self.at(&id);
-        let publish = || {
-            fs::rename(temporary.path(), directory.path())?;
-            std::os::unix::fs::symlink(&id, self.link(&name))
+        let lock = {
+            // Until it is locked it looks like what a crash has left.
+            let _guard = self.lock(PATIENCE)?;
+            temporary.create()?
         };
-        publish()
-            .map_err(StoreError::disk("create", directory.path()))
-            .inspect_err(|_| {
-                temporary.delete();
-                directory.delete();
-            })?;
-        drop(guard);
+        let (spec, directory) = self
+            .publish(&temporary, spec, name.is_some())
+            .inspect_err(|_| temporary.delete())?;
         Ok((spec, directory, lock))
+    }
+
+    /// Fills a new container's directory and shows it to everybody, under its name: that which it has, or another if
+    /// nobody `asked` for that and it has been taken meanwhile.
+    fn publish(
+        &self,
+        temporary: &Directory,
+        mut spec: ContainerSpec,
+        asked: bool,
+    ) -> Result<(ContainerSpec, Directory), StoreError> {
+        temporary.describe(&spec)?;
+        failpoint::reach("prepare");
+        let _guard = self.lock(PATIENCE)?;
+        let name = self.free_name(asked.then_some(&spec.name))?;
+        if name != spec.name {
+            spec.name = name;
+            temporary.describe(&spec)?;
+        }
+        self.clear(&spec.name)?;
+        let directory = self.at(&spec.id);
+        // The name leads nowhere for a moment. In the other order a crash could leave a container without one.
+        let link = self.link(&spec.name);
+        std::os::unix::fs::symlink(&spec.id, &link)
+            .and_then(|()| fs::rename(temporary.path(), directory.path()))
+            .map_err(StoreError::disk("create", directory.path()))?;
+        Ok((spec, directory))
     }
 
     /// The container that `reference` means: a name, an id, or the start of one.
@@ -240,110 +256,15 @@ impl Containers {
     /// # Errors
     /// The disk refuses.
     pub fn hide(&self, spec: &ContainerSpec) -> Result<Directory, StoreError> {
-        let _guard = self.lock()?;
-        self.hide_locked(spec)
-    }
-
-    fn hide_locked(&self, spec: &ContainerSpec) -> Result<Directory, StoreError> {
         let hidden = Directory::new(self.directory.join(format!("{REMOVED}{}", spec.id)));
         let path = self.directory.join(&spec.id);
-        fs::rename(&path, hidden.path()).map_err(StoreError::disk("remove", &path))?;
+        // In this order, nobody else changes the name meanwhile: it is this container's as long as that is there.
         if fs::read_link(self.link(&spec.name)).is_ok_and(|owner| owner == Path::new(&spec.id)) {
             // At worst a link that leads nowhere stays, and counts as free.
             let _ = fs::remove_file(self.link(&spec.name));
         }
+        fs::rename(&path, hidden.path()).map_err(StoreError::disk("remove", &path))?;
         Ok(hidden)
-    }
-
-    /// Removes what crashes have left, and what no container needs. Whatever goes wrong is left for the next time.
-    pub fn sweep(&self) {
-        self.sweep_containers();
-        self.collect_boot_files();
-    }
-
-    fn sweep_containers(&self) {
-        let Ok(entries) = fs::read_dir(&self.directory) else {
-            return;
-        };
-        // Whoever makes a container holds this until the container has its own lock.
-        let Ok(_guard) = self.lock() else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let directory = Directory::new(entry.path());
-            let is_ours = name.to_str().is_some_and(|name| {
-                [NEW, REMOVED].iter().any(|prefix| name.starts_with(prefix)) || is_id(name)
-            });
-            if !is_ours || directory.is_kept() {
-                continue;
-            }
-            let Ok(Some(_lock)) = directory.lock() else {
-                continue;
-            };
-            match state::read::<ContainerSpec>(&directory.config()) {
-                Ok(Some(spec)) if name == OsStr::new(&spec.id) => {
-                    if let Ok(hidden) = self.hide_locked(&spec) {
-                        hidden.delete();
-                    }
-                }
-                _ => directory.delete(),
-            }
-        }
-        self.sweep_names();
-        self.sweep_sockets();
-    }
-
-    /// Removes the kernels and initfs that users have brought and no container needs any more.
-    pub fn collect_boot_files(&self) {
-        self.taken.collect(|| {
-            let mut needed = HashSet::new();
-            for id in self.ids().ok()? {
-                // What cannot be read may be what somebody wants back, with all that it needs.
-                let spec: Option<ContainerSpec> = state::read(&self.at(&id).config()).ok()?;
-                let machine = spec.map(|spec| spec.machine);
-                needed.extend(
-                    machine
-                        .into_iter()
-                        .flat_map(|machine| [machine.kernel.sha256, machine.initfs.sha256]),
-                );
-            }
-            Some(needed)
-        });
-    }
-
-    /// Removes names whose containers are no more.
-    fn sweep_names(&self) {
-        let entries = fs::read_dir(self.directory.join("names"));
-        for entry in entries.into_iter().flatten().flatten() {
-            let owner = entry
-                .file_name()
-                .into_string()
-                .map(|name| self.owner_of(&name));
-            if owner == Ok(None) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-    }
-
-    /// Removes the sockets of supervisors that are no more.
-    fn sweep_sockets(&self) {
-        let (Ok(entries), Ok(ids)) = (fs::read_dir(&self.run), self.ids()) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let Some(short) = name.to_str().filter(|name| is_short_id(name)) else {
-                continue;
-            };
-            let alive = ids
-                .iter()
-                .filter(|id| id.starts_with(short))
-                .any(|id| self.at(id).is_locked());
-            if !alive {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
     }
 
     /// The directory of the container with this id.
@@ -391,22 +312,16 @@ impl Containers {
         }))
     }
 
-    /// Makes the directories and says which version did.
+    /// Makes the directories.
     fn prepare(&self) -> Result<(), StoreError> {
         let names = self.directory.join("names");
         // It is made last.
         if names.is_dir() {
             return Ok(());
         }
+        // First: there must be nothing that does not say how it is to be read.
+        root::claim(&self.root)?;
         // A container's files are its owner's alone.
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.root)
-            .map_err(StoreError::disk("create", &self.root))?;
-        let format = self.root.join("format");
-        imagebuilder::atomic::write(&format, FORMAT.as_bytes())
-            .map_err(StoreError::disk("write", &format))?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -414,17 +329,32 @@ impl Containers {
             .map_err(StoreError::disk("create", &names))
     }
 
-    fn lock(&self) -> Result<File, StoreError> {
+    /// The lock of all containers, once nobody has it.
+    pub(super) fn lock(&self, patience: Duration) -> Result<File, StoreError> {
         let path = self.directory.join("lock");
-        let lock = || {
-            let file = open_lock(&path)?;
-            // Nobody holds it while waiting for anything else.
-            flock(&file, FlockOperation::LockExclusive)?;
-            Ok(file)
+        let failed = StoreError::disk("lock", &path);
+        let deadline = Instant::now() + patience;
+        let file = match open_lock(&path) {
+            Ok(file) => file,
+            Err(error) => return Err(failed(error)),
         };
-        lock().map_err(StoreError::disk("lock", &path))
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+            if Instant::now() > deadline {
+                return Err(StoreError::Busy {
+                    path,
+                    seconds: patience.as_secs(),
+                });
+            }
+            std::thread::sleep(RETRY);
+        }
     }
 
+    /// `name` if no container has it, or a random one that none has.
     fn free_name(&self, name: Option<&str>) -> Result<String, StoreError> {
         if let Some(name) = name {
             return match self.owner_of(name) {
@@ -432,38 +362,38 @@ impl Containers {
                     name: name.to_owned(),
                     id: super::spec::short_id(&id).to_owned(),
                 }),
-                None => self.clear(name.to_owned()),
+                None => Ok(name.to_owned()),
             };
         }
         let random = || names::random().map_err(StoreError::disk("name", &self.directory));
         for _ in 0..ATTEMPTS {
             let name = random()?;
             if self.owner_of(&name).is_none() {
-                return self.clear(name);
+                return Ok(name);
             }
         }
         for number in 1_u32.. {
             let name = format!("{}{number}", random()?);
             if self.owner_of(&name).is_none() {
-                return self.clear(name);
+                return Ok(name);
             }
         }
         Err(StoreError::NotFound("name".into()))
     }
 
     /// Removes a link that leads nowhere.
-    fn clear(&self, name: String) -> Result<String, StoreError> {
-        let link = self.link(&name);
+    fn clear(&self, name: &str) -> Result<(), StoreError> {
+        let link = self.link(name);
         match fs::remove_file(&link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(StoreError::disk("remove", &link)(error))
             }
-            _ => Ok(name),
+            _ => Ok(()),
         }
     }
 
     /// The container with this name.
-    fn owner_of(&self, name: &str) -> Option<String> {
+    pub(super) fn owner_of(&self, name: &str) -> Option<String> {
         if names::check(name).is_err() {
             return None;
         }
@@ -476,7 +406,7 @@ impl Containers {
         self.directory.join("names").join(name)
     }
 
-    fn ids(&self) -> Result<Vec<String>, StoreError> {
+    pub(super) fn ids(&self) -> Result<Vec<String>, StoreError> {
         let failed = || StoreError::disk("list", &self.directory);
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
@@ -492,11 +422,13 @@ impl Containers {
     }
 }
 
-fn is_id(name: &str) -> bool {
+/// Whether `name` is a container's id: 64 hexadecimal digits.
+#[must_use]
+pub fn is_id(name: &str) -> bool {
     name.len() == 64 && is_hex(name)
 }
 
-fn is_short_id(name: &str) -> bool {
+pub(super) fn is_short_id(name: &str) -> bool {
     name.len() == 12 && is_hex(name)
 }
 

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use super::*;
 use crate::{
@@ -21,7 +24,7 @@ impl Folder {
     }
 
     fn containers(&self) -> Containers {
-        Containers::open(&Paths::find(Some(&self.0)).unwrap()).unwrap()
+        Containers::open(&Paths::find(Some(&self.0)).unwrap())
     }
 
     /// What is there beside the store's own files.
@@ -245,15 +248,6 @@ fn a_container_whose_supervisor_was_killed_has_ended() {
 }
 
 #[test]
-fn another_versions_directory_is_left_alone() {
-    let folder = Folder::new();
-    fs::create_dir_all(&folder.0).unwrap();
-    fs::write(folder.0.join("format"), "2\n").unwrap();
-    let error = Containers::open(&Paths::find(Some(&folder.0)).unwrap()).unwrap_err();
-    assert!(matches!(error, StoreError::Format { .. }));
-}
-
-#[test]
 fn damaged_records_are_named() {
     let folder = Folder::new();
     let containers = folder.containers();
@@ -268,4 +262,56 @@ fn damaged_records_are_named() {
     drop(lock);
     containers.sweep();
     assert!(directory.path().is_dir());
+}
+
+#[test]
+fn a_container_ends_whoever_is_stopped_making_another() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (spec, _, _lock) = create(&containers, Some("mine"), true).unwrap();
+    let stopped = containers.lock(Duration::ZERO).unwrap();
+    // This waits a moment, and leaves everything.
+    containers.sweep();
+    containers.hide(&spec).unwrap().delete();
+    assert_eq!(folder.leftovers(), [] as [&str; 0]);
+    let busy = containers.lock(Duration::ZERO).unwrap_err();
+    assert!(matches!(busy, StoreError::Busy { .. }));
+    drop(stopped);
+    create(&containers, Some("mine"), true).unwrap();
+}
+
+#[test]
+fn a_name_is_free_though_a_link_leads_nowhere() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (spec, directory, lock) = create(&containers, Some("mine"), false).unwrap();
+    // As a crash in the middle leaves it.
+    fs::rename(directory.path(), folder.0.join("containers/.removed-x")).unwrap();
+    assert!(matches!(
+        containers.find("mine"),
+        Err(StoreError::NotFound(_))
+    ));
+    drop(lock);
+    let (again, ..) = create(&containers, Some("mine"), false).unwrap();
+    assert_ne!(spec.id, again.id);
+    assert_eq!(containers.find("mine").unwrap().spec.id, again.id);
+}
+
+#[test]
+fn only_the_containers_own_lock_is_inherited() {
+    let folder = Folder::new();
+    let containers = folder.containers();
+    let (_, one, lock) = create(&containers, None, false).unwrap();
+    let (_, two, _other) = create(&containers, None, false).unwrap();
+    let inherited = |directory: &Directory, fd: OwnedFd| {
+        let kind = |error: io::Error| error.kind();
+        directory.inherit_lock(fd).map(drop).map_err(kind)
+    };
+    let fd = lock.as_fd().try_clone_to_owned().unwrap();
+    assert_eq!(inherited(&two, fd), Err(io::ErrorKind::InvalidInput));
+    // The right file, opened by somebody who does not have the lock.
+    let fd = File::open(one.path().join("lock")).unwrap().into();
+    assert_eq!(inherited(&one, fd), Err(io::ErrorKind::WouldBlock));
+    let fd = lock.as_fd().try_clone_to_owned().unwrap();
+    assert_eq!(inherited(&one, fd), Ok(()));
 }

@@ -72,7 +72,7 @@ impl Complete {
 fn known(names: Names, environment: &Environment) -> Result<Vec<String>> {
     Ok(match names {
         Names::Containers => {
-            let containers = Containers::open(&environment.paths)?.list()?;
+            let containers = Containers::open(&environment.paths).list()?;
             containers.into_iter().map(|one| one.spec.name).collect()
         }
         Names::Images => {

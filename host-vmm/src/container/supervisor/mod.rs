@@ -31,7 +31,7 @@ use super::{
     timeline::{Event, Timeline, wall_clock_ns},
 };
 use crate::{
-    agent,
+    agent, failpoint,
     paths::Paths,
     report::Report,
     vm::{self, Disk, NoAccelerator, VmConfig, VmError, VsockConfig},
@@ -73,6 +73,7 @@ enum StartFailure {
 pub fn supervise(paths: &Paths, task: Task) {
     let mut timeline = Timeline::default();
     timeline.note(Event::SupervisorStarted);
+    failpoint::reach("supervise");
     tracing::debug!("The supervisor is up");
     let Task { id, lock, attached } = task;
     let (containers, mut record) = match open(paths, &id) {
@@ -93,6 +94,7 @@ pub fn supervise(paths: &Paths, task: Task) {
             let hidden = conclude(&containers, record, over.ending, &over.attached);
             // The user has the answer; this is behind it.
             drop(over.attached);
+            failpoint::reach("teardown");
             drop(over.machine);
             tracing::debug!("Took the machine down");
             hidden
@@ -107,7 +109,7 @@ pub fn supervise(paths: &Paths, task: Task) {
 
 /// The container as it was created.
 fn open(paths: &Paths, id: &str) -> Result<(Containers, Record), StoreError> {
-    let containers = Containers::open(paths)?;
+    let containers = Containers::open(paths);
     let directory = containers.at(id);
     let spec: ContainerSpec =
         state::read(&directory.config())?.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
@@ -231,6 +233,7 @@ fn start(
         machine.kernel.path.display(),
         machine.initfs.path.display()
     );
+    failpoint::reach("spawn");
     Ok(Running::new(Parts {
         vm,
         console,
