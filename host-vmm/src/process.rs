@@ -1,15 +1,21 @@
-//! The one way this program starts another: with just the descriptors that are meant for it.
+//! The one way this program starts another, with just the descriptors that are meant for it, and no signal blocked; and how
+//! children fare.
 
 use std::{
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, getpid};
+use nix::sys::signal::SigSet;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, WaitId, WaitIdOptions, getpid, pidfd_open, waitid},
+};
 
 /// What becomes of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub fn spawn(command: &mut Command, inherited: &[BorrowedFd<'_>], bond: Bond) ->
 
 /// What the child does before it executes its program.
 fn prepare(inherited: &[RawFd], bond: Bond, parent: Pid) -> io::Result<()> {
+    // What we take from descriptors of signals is blocked here, and would never reach it.
+    SigSet::empty().thread_set_mask()?;
     // Whoever started us may have left descriptors open: they are none of the child's business.
     // SAFETY: nothing is closed now; what is marked was not ours to pass on.
     let marked = unsafe {
@@ -69,6 +77,38 @@ fn prepare(inherited: &[RawFd], bond: Bond, parent: Pid) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether somebody has stopped the child (`SIGSTOP`), which then does nothing and hears nothing.
+#[must_use]
+pub fn is_stopped(child: &Child) -> bool {
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(WaitId::Pid(Pid::from_child(child)), options);
+    // An error means that it has been waited for.
+    status.is_ok_and(|status| status.is_some_and(|status| status.stopped()))
+}
+
+/// Waits for the child's end, and says whether it came in time. It is not reaped.
+///
+/// # Errors
+/// The host is out of descriptors.
+pub fn ends_within(child: &Child, time: Duration) -> io::Result<bool> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    Ok(is_readable_within(pidfd.as_fd(), time))
+}
+
+/// Waits for a descriptor, and says whether it became readable in time.
+pub fn is_readable_within(fd: BorrowedFd<'_>, time: Duration) -> bool {
+    let deadline = Instant::now() + time;
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other == Ok(1),
+        }
+    }
 }
 
 /// Takes a descriptor that this process inherited under a number that its command line says.
@@ -109,6 +149,48 @@ mod tests {
             let mut child = spawn(&mut command, &[given.as_fd()], bond).unwrap();
             assert!(child.wait().unwrap().success());
         }
+    }
+
+    #[test]
+    fn a_child_hears_the_signals_that_we_do_not() {
+        let mut blocked = SigSet::empty();
+        blocked.add(nix::sys::signal::Signal::SIGTERM);
+        blocked.thread_block().unwrap();
+        let mut child = spawn(Command::new("sleep").arg("1000"), &[], Bond::DiesWithUs).unwrap();
+        blocked.thread_unblock().unwrap();
+        rustix::process::kill_process(Pid::from_child(&child), rustix::process::Signal::TERM)
+            .unwrap();
+        assert!(ends_within(&child, Duration::from_secs(60)).unwrap());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_is_told_from_one_that_runs_or_has_ended() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let signal = |signal| {
+            rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+        };
+        let becomes = |expected: bool| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while is_stopped(&child) != expected {
+                assert!(Instant::now() < deadline, "is_stopped: {}", !expected);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert!(!is_stopped(&child));
+        signal(rustix::process::Signal::STOP);
+        becomes(true);
+        // Looking changes nothing.
+        assert!(is_stopped(&child));
+        assert!(!ends_within(&child, Duration::ZERO).unwrap());
+        signal(rustix::process::Signal::CONT);
+        becomes(false);
+        signal(rustix::process::Signal::STOP);
+        signal(rustix::process::Signal::KILL);
+        assert!(ends_within(&child, Duration::from_secs(60)).unwrap());
+        assert!(!is_stopped(&child));
+        child.wait().unwrap();
+        assert!(!is_stopped(&child));
     }
 
     #[test]

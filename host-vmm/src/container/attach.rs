@@ -3,21 +3,25 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, PipeReader, PipeWriter, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 
 use super::{
     channel::{Channel, Ending, FromSupervisor, ToSupervisor},
@@ -27,13 +31,16 @@ use super::{
 };
 use crate::{
     agent::Which,
-    process::{Bond, spawn},
+    process::{self, Bond, spawn},
     report::Report,
     terminal,
 };
 
-/// Interrupts after which the command goes without waiting for the container: it then ends, too.
+/// Interrupts after which the container is killed, whatever it or its supervisor is doing.
 const PATIENCE: u32 = 3;
+
+/// How long a supervisor may take to end that has hung up.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A container's supervisor, started and attached to.
 #[derive(Debug)]
@@ -129,57 +136,84 @@ impl Attached {
     /// # Errors
     /// The host is out of descriptors or threads.
     pub fn wait(mut self, foreground: &Foreground) -> io::Result<Ending> {
-        let mut pumps = Pumps::default();
+        let mut pumps = Pumps::new()?;
         let mut interrupts = 0;
+        // What the supervisor has told. What is missing then is output that nobody has read yet.
+        let mut told: Option<Ending> = None;
         self.tell_size(foreground);
         loop {
+            let next = match &told {
+                None => self.channel.as_fd(),
+                Some(_) => pumps.finished(),
+            };
             let mut fds = [
-                PollFd::new(&self.channel, PollFlags::IN),
                 PollFd::new(&foreground.signals, PollFlags::IN),
+                PollFd::from_borrowed_fd(next, PollFlags::IN),
             ];
             match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
+            let is_next = !fds[1].revents().is_empty();
             while let Ok(Some(signal)) = foreground.signals.read_signal() {
                 let signal = u8::try_from(signal.ssi_signo).unwrap_or(0);
                 if i32::from(signal) == libc::SIGWINCH && foreground.terminal {
                     self.tell_size(foreground);
                     continue;
                 }
-                if [libc::SIGINT, libc::SIGTERM].contains(&i32::from(signal)) {
-                    interrupts += 1;
-                    if interrupts == PATIENCE {
-                        return Ok(given_up(signal));
-                    }
+                if ends(signal)
+                    && let Some(ending) = told
+                {
+                    return Ok(unread(ending, signal));
+                }
+                interrupts += u32::from(is_interrupt(signal));
+                if interrupts == PATIENCE {
+                    let why = format!("It was killed after {PATIENCE} interrupts");
+                    return self.given_up(signal, why);
+                }
+                if ends(signal) && process::is_stopped(&self.supervisor) {
+                    let why = "Its supervisor had been stopped, and was killed";
+                    return self.given_up(signal, why.to_owned());
                 }
                 // If the supervisor is gone the next message says so.
                 let _ = self.channel.send(&ToSupervisor::Signal(signal), None);
             }
-            match self.channel.receive() {
-                Ok((FromSupervisor::Stream(which), Some(stream))) => {
-                    pumps.start(which, stream)?;
-                }
-                Ok((FromSupervisor::Console, Some(stream))) => pumps.show_console(stream)?,
-                Ok((FromSupervisor::Stream(_) | FromSupervisor::Console, None)) => {}
-                Ok((FromSupervisor::Ended(mut ending), _)) => {
-                    let delivered = pumps.finish();
-                    if let Some(ns) = delivered.first {
-                        ending.timeline.note_at(Event::FirstOutput, ns);
-                    }
-                    if let (Some(lost), None) = (delivered.lost, &ending.error) {
-                        ending.exit_code = FAILED;
-                        ending.error = Some(Report::of(&lost));
-                    }
-                    return Ok(ending);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => {
-                    pumps.finish();
-                    return Ok(self.lost());
-                }
+            match told.take() {
+                Some(ending) if is_next => return Ok(pumps.conclude(ending)),
+                Some(ending) => told = Some(ending),
+                None => told = self.receive(&mut pumps)?,
             }
         }
+    }
+
+    /// Does what the supervisor says; gives how it says that the container ended, if it does.
+    fn receive(&mut self, pumps: &mut Pumps) -> io::Result<Option<Ending>> {
+        let ending = match self.channel.receive() {
+            Ok((FromSupervisor::Stream(which), stream)) => {
+                if let Some(stream) = stream {
+                    pumps.start(which, stream)?;
+                }
+                return Ok(None);
+            }
+            Ok((FromSupervisor::Console, stream)) => {
+                if let Some(stream) = stream {
+                    pumps.show_console(stream)?;
+                }
+                return Ok(None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Ok((FromSupervisor::Ended(ending), _)) => ending,
+            Err(_) => {
+                let how = self.end_supervisor(FAREWELL)?;
+                let what = "The container's supervisor is gone";
+                let report = Report::new(format!("{what} ({how}), and the container with it"));
+                let advice = "vmm --debug run, which shows what it does until then";
+                lost(FAILED, report.advise(advice))
+            }
+        };
+        pumps.all_started();
+        Ok(Some(ending))
     }
 
     /// Says how large the terminal is, if there is one.
@@ -193,47 +227,60 @@ impl Attached {
         }
     }
 
-    /// The supervisor is gone without a word.
-    fn lost(&mut self) -> Ending {
-        let how = match self.supervisor.wait() {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        };
-        Ending {
-            exit_code: FAILED,
-            oom: false,
-            error: Some(
-                Report::new(format!(
-                    "The container's supervisor is gone ({how}), and the container with it"
-                ))
-                .advise("vmm --debug run, which shows what it does until then"),
-            ),
-            warnings: Vec::new(),
-            timeline: Timeline::default(),
-            lost: true,
+    /// Ends the container without its supervisor's help.
+    fn given_up(mut self, signal: u8, why: String) -> io::Result<Ending> {
+        self.end_supervisor(Duration::ZERO)?;
+        Ok(lost(128_u8.saturating_add(signal), Report::new(why)))
+    }
+
+    /// Waits for the supervisor's end, and makes it if that takes longer than `patience`. Its machine ends with it.
+    fn end_supervisor(&mut self, patience: Duration) -> io::Result<ExitStatus> {
+        if !process::ends_within(&self.supervisor, patience)? {
+            self.supervisor.kill()?;
         }
+        // A process that was killed is gone as soon as its last system call is.
+        self.supervisor.wait()
     }
 }
 
-fn given_up(signal: u8) -> Ending {
+/// Whether it is a signal that asks for the container's end.
+fn ends(signal: u8) -> bool {
+    is_interrupt(signal) || [libc::SIGHUP, libc::SIGQUIT].contains(&i32::from(signal))
+}
+
+/// Whether it is a signal by which people and their tools show impatience.
+fn is_interrupt(signal: u8) -> bool {
+    [libc::SIGINT, libc::SIGTERM].contains(&i32::from(signal))
+}
+
+/// The supervisor is gone without a word.
+fn lost(exit_code: u8, report: Report) -> Ending {
     Ending {
-        exit_code: 128_u8.saturating_add(signal),
+        exit_code,
         oom: false,
-        error: Some(Report::new(format!(
-            "The container was killed after {PATIENCE} interrupts"
-        ))),
+        error: Some(report),
         warnings: Vec::new(),
         timeline: Timeline::default(),
-        lost: false,
+        lost: true,
     }
+}
+
+/// The container has ended, and somebody does not want to wait until its output has been read.
+fn unread(mut ending: Ending, signal: u8) -> Ending {
+    ending.exit_code = 128_u8.saturating_add(signal);
+    let why = "The container has ended, but its output has not been read to the end";
+    ending.error.get_or_insert_with(|| Report::new(why));
+    ending
 }
 
 /// The threads that move bytes between the container's streams and ours. They block, so that the descriptors we share
 /// with whoever started us stay as they are.
-#[derive(Default)]
 struct Pumps {
     output: Vec<JoinHandle<Delivered>>,
     console: Option<JoinHandle<()>>,
+    /// Hangs up when all who write output have finished, and no more are started.
+    finished: PipeReader,
+    unfinished: Option<PipeWriter>,
 }
 
 /// What came of output.
@@ -251,62 +298,92 @@ struct Delivered {
 struct OutputLost(#[source] io::Error);
 
 impl Pumps {
+    fn new() -> io::Result<Self> {
+        let (finished, unfinished) = io::pipe()?;
+        Ok(Self {
+            output: Vec::new(),
+            console: None,
+            finished,
+            unfinished: Some(unfinished),
+        })
+    }
+
     fn start(&mut self, which: Which, stream: OwnedFd) -> io::Result<()> {
         let stream = UnixStream::from(stream);
         stream.set_nonblocking(false)?;
-        let thread = std::thread::Builder::new();
         match which {
             Which::Stdin => {
                 let source = own(io::stdin())?;
                 // It may wait for input when everything else is over.
-                drop(
-                    thread
-                        .name("stdin".into())
-                        .spawn(move || input(source, &stream))?,
-                );
+                let thread = std::thread::Builder::new().name("stdin".into());
+                drop(thread.spawn(move || input(source, &stream))?);
+                Ok(())
             }
-            Which::Stdout => {
-                let sink = own(io::stdout())?;
-                let spawned = thread
-                    .name("stdout".into())
-                    .spawn(move || output(&stream, sink));
-                self.output.push(spawned?);
-            }
-            Which::Stderr => {
-                let sink = own(io::stderr())?;
-                let spawned = thread
-                    .name("stderr".into())
-                    .spawn(move || output(&stream, sink));
-                self.output.push(spawned?);
-            }
+            Which::Stdout => self.start_output("stdout", stream, own(io::stdout())?),
+            Which::Stderr => self.start_output("stderr", stream, own(io::stderr())?),
         }
+    }
+
+    fn start_output(&mut self, name: &str, stream: UnixStream, sink: File) -> io::Result<()> {
+        let unfinished = self.unfinished()?;
+        let thread = std::thread::Builder::new().name(name.into());
+        self.output.push(thread.spawn(move || {
+            let delivered = output(&stream, sink);
+            drop(unfinished);
+            delivered
+        })?);
         Ok(())
     }
 
     /// Shows what the guest's kernel prints on standard error.
     fn show_console(&mut self, stream: OwnedFd) -> io::Result<()> {
         let stream = UnixStream::from(stream);
+        let unfinished = self.unfinished()?;
         let thread = std::thread::Builder::new().name("console".into());
         let show = move || {
             copy(&mut &stream, &mut terminal::Stderr);
+            drop(unfinished);
         };
         self.console = Some(thread.spawn(show)?);
         Ok(())
     }
 
-    /// Waits until all output has been written.
-    fn finish(&mut self) -> Delivered {
+    /// What is to be dropped when somebody who writes output has finished.
+    fn unfinished(&self) -> io::Result<Option<PipeWriter>> {
+        let unfinished = self.unfinished.as_ref();
+        unfinished.map(PipeWriter::try_clone).transpose()
+    }
+
+    /// No more will be started.
+    fn all_started(&mut self) {
+        self.unfinished = None;
+    }
+
+    /// Readable when all output has been written.
+    fn finished(&self) -> BorrowedFd<'_> {
+        self.finished.as_fd()
+    }
+
+    /// Adds what came of the output. All of it has been written.
+    fn conclude(self, mut ending: Ending) -> Ending {
         let mut all = Delivered::default();
-        for thread in self.output.drain(..) {
+        for thread in self.output {
             let one = thread.join().unwrap_or_default();
             all.first = [all.first, one.first].into_iter().flatten().min();
             all.lost = all.lost.or(one.lost);
         }
-        if let Some(console) = self.console.take() {
+        if let Some(console) = self.console {
             // It has no way to panic that matters here.
             let _ = console.join();
         }
-        all
+        if let Some(ns) = all.first {
+            ending.timeline.note_at(Event::FirstOutput, ns);
+        }
+        if let (Some(lost), None) = (all.lost, &ending.error) {
+            ending.exit_code = FAILED;
+            ending.error = Some(Report::of(&lost));
+        }
+        ending
     }
 }
 

@@ -87,6 +87,9 @@ pub trait Vm {
     /// Becomes readable when the VM is gone.
     fn gone(&self) -> BorrowedFd<'_>;
 
+    /// Whether somebody has stopped it, as `SIGSTOP` does to a process: its guest hears nothing then.
+    fn is_stopped(&self) -> bool;
+
     /// Ends the VM at once. Does nothing if it is gone already.
     fn kill(&mut self);
 

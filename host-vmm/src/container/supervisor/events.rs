@@ -25,6 +25,7 @@ use crate::{
         state::Status,
         timeline::{Event, Timeline, wall_clock_ns},
     },
+    failpoint,
     report::Report,
     vm::Vm,
 };
@@ -329,7 +330,10 @@ impl Running {
     fn take_connections(&mut self) {
         while let Some(dialed) = self.machine.listener.next() {
             match dialed {
-                Dialed::Control(stream) => self.machine.control = Some(Control::new(stream)),
+                Dialed::Control(stream) => {
+                    self.machine.control = Some(Control::new(stream));
+                    failpoint::reach("connect");
+                }
                 Dialed::Stream(stream) => self.streams.add(stream),
             }
         }
@@ -390,6 +394,7 @@ impl Running {
             }
             GuestFrame::Started(started) => {
                 self.timeline.note_started(&started);
+                failpoint::reach("start");
                 self.phase = Phase::Running;
                 record.state.status = Status::Running;
                 record.state.started_ns = Some(wall_clock_ns());
@@ -398,6 +403,7 @@ impl Running {
             }
             GuestFrame::Exited(exited) => {
                 self.timeline.note_exited(&exited);
+                failpoint::reach("exit");
                 Some(End::Exited(exited))
             }
             GuestFrame::Error(error) => Some(End::Refused(error)),
@@ -428,6 +434,7 @@ impl Running {
             .send(&HostFrame::Boot(Box::new(boot)))
             .map_err(|error| Report::of(&error))?;
         self.timeline.note(Event::BootSent);
+        failpoint::reach("boot");
         tracing::debug!("Boot: told the guest what to run");
         self.phase = Phase::Starting;
         Ok(())
@@ -487,8 +494,12 @@ impl Running {
             libc::SIGKILL,
             libc::SIGTERM,
         ];
+        let ends = ENDING.contains(&i32::from(signal));
+        if ends && self.machine.vm.is_stopped() {
+            let why = Some(Report::new("Its machine had been stopped, and was killed"));
+            return Some(End::Killed { signal, why });
+        }
         if self.phase == Phase::Booting {
-            let ends = ENDING.contains(&i32::from(signal));
             return ends.then_some(End::Killed { signal, why: None });
         }
         self.tell(&HostFrame::Signal { signal });

@@ -22,11 +22,7 @@ use std::{
 };
 
 use rustix::{
-    event::{
-        PollFd, PollFlags, Timespec,
-        epoll::{self, CreateFlags, EventData, EventFlags},
-        poll,
-    },
+    event::epoll::{self, CreateFlags, EventData, EventFlags},
     pipe::{PipeFlags, pipe_with},
     process::{Pid, PidfdFlags, pidfd_open},
 };
@@ -34,7 +30,7 @@ use rustix::{
 use super::{Failed, Hypervisor, Vm, VmConfig, VmError, memory::SharedMemory};
 use crate::{
     devices::{transport::vhost_user::Server, vsock::Vsock},
-    process::{Bond, spawn},
+    process::{Bond, is_readable_within, is_stopped, spawn},
     terminal::printable,
 };
 
@@ -204,15 +200,19 @@ impl QemuVm {
         printable(&lines.join("; "), MAX_OUTPUT)
     }
 
-    /// Why QEMU ended by itself.
-    fn failed(&mut self, status: ExitStatus) -> Failed {
+    /// Why QEMU ended by itself, unless its guest wanted that.
+    fn reason(&mut self, status: ExitStatus) -> Option<Failed> {
+        let output = self.output();
         let how = match (status.signal(), status.code()) {
             (Some(signal), _) => format!("QEMU was killed by signal {signal}"),
+            (None, Some(0)) if output.is_empty() => return None,
+            // As when somebody sent it a signal: it tells which, and who.
+            (None, Some(0)) => "QEMU ended".to_owned(),
             (None, code) => format!("QEMU failed with exit code {}", code.unwrap_or_default()),
         };
-        let what = match self.output() {
-            output if output.is_empty() => how,
-            output => format!("{how}: {output}"),
+        let what = match output.is_empty() {
+            true => how,
+            false => format!("{how}: {output}"),
         };
         let program = self.program.display();
         let advice = match version::of(&self.program) {
@@ -223,7 +223,7 @@ impl QemuVm {
             Some(_) => None,
             None => Some(format!("another QEMU: {program} does not tell its version")),
         };
-        Failed { what, advice }
+        Some(Failed { what, advice })
     }
 
     fn wait_until_drained(&self) {
@@ -246,6 +246,10 @@ fn watch_end(child: &Child, server: &Server) -> io::Result<(OwnedFd, OwnedFd)> {
 impl Vm for QemuVm {
     fn gone(&self) -> BorrowedFd<'_> {
         self.gone.as_fd()
+    }
+
+    fn is_stopped(&self) -> bool {
+        is_stopped(&self.child)
     }
 
     fn kill(&mut self) {
@@ -281,8 +285,8 @@ impl Vm for QemuVm {
                 "The guest broke the rules of its vsock device: {failure}"
             ))),
             None if hung => Some(failed("QEMU hung up its device and did not end".to_owned())),
-            None if self.killed || status.success() => None,
-            None => Some(self.failed(status)),
+            None if self.killed => None,
+            None => self.reason(status),
         })
     }
 }
@@ -293,18 +297,6 @@ impl Drop for QemuVm {
         if self.ended.is_none() {
             // It was killed: this does not take long.
             let _ = self.child.wait();
-        }
-    }
-}
-
-/// Waits for a descriptor, and says whether it became readable in time.
-fn is_readable_within(fd: BorrowedFd<'_>, time: Duration) -> bool {
-    let timeout = Timespec::try_from(time).ok();
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    loop {
-        match poll(&mut fds, timeout.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            other => return other == Ok(1),
         }
     }
 }

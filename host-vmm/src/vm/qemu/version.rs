@@ -9,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::is_readable_within;
-use crate::process::{Bond, spawn};
+use crate::process::{Bond, is_readable_within, spawn};
 
 /// The oldest that has what we ask for: `microvm` without ACPI. Ours is tested with 7.2.
 pub const OLDEST: Version = Version { major: 5, minor: 2 };
