@@ -21,6 +21,9 @@ DESTDIR ?=
 VMM_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmm
 # A tarball of the kernel's source, instead of the distribution's package.
 KERNEL_SOURCE ?=
+# How often make soak lets everything happen.
+ROUNDS ?= 10
+RUNS ?= 1000
 export VMM_CACHE KERNEL_SOURCE
 # cargo and the kernel's build decide for themselves how much to run at once, and do it in turn.
 unexport MAKEFLAGS MFLAGS
@@ -38,7 +41,7 @@ BENCH ?=
 # Options of `make kernel-profile`.
 PROFILE ?=
 
-.PHONY: help setup setup-tests build image run test bench kernel-profile lint install clean FORCE
+.PHONY: help setup setup-tests build image run test soak bench kernel-profile lint install clean FORCE
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +49,8 @@ help: ## This list
 	@echo "  PREFIX=$(PREFIX)"
 	@echo "  KERNEL_SOURCE=$(or $(KERNEL_SOURCE),linux-*.tar.xz)   a tarball to use instead of Debian's package"
 	@echo "  VMM_CACHE=$(VMM_CACHE)   built kernels"
+	@echo "  VMM_TEST_ACCEL=$(or $(VMM_TEST_ACCEL),tcg)   the accelerator under test"
+	@echo "  ROUNDS=$(ROUNDS) RUNS=$(RUNS)   how long make soak takes"
 
 setup: ## Install what building and running takes, where it is missing (Debian, as root)
 	@scripts/setup
@@ -60,8 +65,11 @@ image: $(SHARE)/manifest.json ## What a VM boots: kernel, initfs, default image
 run: build image ## Everything up to a container that says hello
 	@out/bin/vmm run --rm busybox sh -c 'echo "Hello from a container with a kernel of its own: $$(uname -sr), PID $$$$"'
 
-test: setup-tests build image out/test/vmlinux-second ## Everything up to tests of all parts, alone and together
+test: setup-tests build image out/test/vmlinux-second out/test/vmm ## Everything up to tests of all parts, alone and together
 	@scripts/test
+
+soak: setup-tests build image out/test/vmm ## What takes an hour: ROUNDS of every kind of bad luck, RUNS in a row
+	@scripts/soak "$(ROUNDS)" "$(RUNS)"
 
 bench: build image $(BENCHMARKS) ## Each target beside its figure; BENCH=run measures one thing
 	@out/bench/benchmarks targets $(BENCH)
@@ -79,10 +87,17 @@ clean: ## Remove everything that was built here; the cache stays
 	rm -rf out target
 
 # One run of cargo for all: what they have in common, the standard library first, is compiled once.
+CARGO_BUILD := scripts/cargo-static build --locked --release --target-dir target/static \
+	-p host-vmm -p vminitd -p imagebuilder -p guest-tools
+
 $(PROGRAMS) &: FORCE | setup
-	@scripts/cargo-static build --locked --release --target-dir target/static \
-		-p host-vmm -p vminitd -p imagebuilder -p guest-tools
+	@$(CARGO_BUILD)
 	@for program in $(PROGRAMS); do scripts/install-program $(STATIC)/$${program##*/} $$program; done
+
+# The command with failpoints. Behind the programs: cargo leaves this one where it left that without.
+out/test/vmm: FORCE | $(PROGRAMS)
+	@$(CARGO_BUILD) --features host-vmm/failpoints
+	@scripts/install-program $(STATIC)/vmm $@
 
 $(BENCHMARKS) &: FORCE | setup
 	@scripts/cargo-static build --locked --release --target-dir target/static -p benchmarks

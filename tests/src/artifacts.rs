@@ -27,6 +27,15 @@ pub fn vmm() -> PathBuf {
     artifact("bin/vmm", "make image build")
 }
 
+/// The same with failpoints.
+///
+/// # Panics
+/// If it was not built.
+#[must_use]
+pub fn vmm_with_failpoints() -> PathBuf {
+    artifact("test/vmm", "make test")
+}
+
 /// The initfs that `vmm` boots.
 ///
 /// # Panics

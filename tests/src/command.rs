@@ -12,6 +12,7 @@ use std::{
 use rustix::process::{ioctl_tiocsctty, setsid};
 
 use crate::{
+    failpoints,
     finished::Finished,
     running::{Feed, Running},
     terminal::Terminal,
@@ -46,6 +47,11 @@ impl Vmm {
     pub(crate) fn new(path: &Path, root: &Path) -> Self {
         let vmm = Self::program(root, "vmm", Command::new(path));
         vmm.arg("--root").arg(root.join("state"))
+    }
+
+    /// The `vmm` in `path`, which stops at failpoints whose sockets are in the folder `sockets`.
+    pub(crate) fn with_failpoints(path: &Path, root: &Path, sockets: &Path) -> Self {
+        Self::new(path, root).env(failpoints::VARIABLE, sockets)
     }
 
     /// Another program in that environment, which may start `vmm` in its turn.

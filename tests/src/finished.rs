@@ -26,6 +26,12 @@ impl Finished {
         )
     }
 
+    /// The number of the signal that ended it.
+    #[must_use]
+    pub fn signal(&self) -> Option<i32> {
+        std::os::unix::process::ExitStatusExt::signal(&self.status)
+    }
+
     /// Whether it exited with 0.
     #[must_use]
     pub fn succeeded(&self) -> bool {

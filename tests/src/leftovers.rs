@@ -92,6 +92,13 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 /// container in `folders`, which are below it. Lock files stay where they are.
 pub fn all(root: &Path, folders: &[&str]) -> Vec<String> {
     let mut found: Vec<String> = processes(root).iter().map(Process::to_string).collect();
+    found.extend(things(root, folders));
+    found
+}
+
+/// The same without processes.
+pub fn things(root: &Path, folders: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
     for (what, table) in [
         ("socket", "/proc/net/unix"),
         ("mount", "/proc/self/mountinfo"),

@@ -7,9 +7,12 @@
 mod artifacts;
 mod boot_logs;
 mod command;
+pub mod endurance;
+mod failpoints;
 mod finished;
 mod kernel_file;
 mod leftovers;
+pub mod matrix;
 mod noise;
 mod root;
 mod running;
@@ -20,8 +23,9 @@ mod terminal;
 mod tools_image;
 mod transcript;
 
-pub use artifacts::{artifact, initfs, second_kernel, vmm};
+pub use artifacts::{artifact, initfs, second_kernel, vmm, vmm_with_failpoints};
 pub use command::{Input, Vmm};
+pub use failpoints::{Failpoint, Held};
 pub use finished::Finished;
 pub use kernel_file::kernel_file;
 pub use leftovers::Process;

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    Vmm, accelerator, artifacts,
+    Failpoint, Vmm, accelerator, artifacts,
     boot_logs::BootLogs,
     leftovers::{self, Process},
     slots::Slots,
@@ -126,6 +126,28 @@ impl Root {
         self.vmm(["run", "--accel", &accelerator()]).args(arguments)
     }
 
+    /// The same, by a program with failpoints: it stops at those that [`Root::hold`] says.
+    #[must_use]
+    pub fn run_to_failpoints(&self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Vmm {
+        Vmm::with_failpoints(
+            &artifacts::vmm_with_failpoints(),
+            &self.path,
+            &self.failpoints(),
+        )
+        .args(["run", "--accel", &accelerator()])
+        .args(arguments)
+    }
+
+    /// Holds whoever of [`Root::run_to_failpoints`] is the next to reach this phase of a run.
+    #[must_use]
+    pub fn hold(&self, phase: &str) -> Failpoint {
+        Failpoint::hold(&self.failpoints(), phase)
+    }
+
+    fn failpoints(&self) -> PathBuf {
+        self.files().join("failpoints")
+    }
+
     /// `vmm run --rm busybox sh -c SCRIPT`
     #[must_use]
     pub fn sh(&self, script: &str) -> Vmm {
@@ -205,6 +227,12 @@ impl Root {
             Some(()) => Vec::new(),
             None => left,
         }
+    }
+
+    /// Lines about every file, socket and mount of a container.
+    #[must_use]
+    pub fn files_and_sockets(&self) -> Vec<String> {
+        leftovers::things(&self.path, &FOLDERS)
     }
 
     /// Checks that nothing is left of any container.
