@@ -71,8 +71,8 @@ fn what_the_documents_point_at_is_there() {
         .flatten()
         .map(|entry| format!("docs/{}", entry.file_name().display()))
         .collect();
-    documents.push("README.md".to_owned());
-    documents.push("tests/README.md".to_owned());
+    let others = ["README.md", "CONTRIBUTING.md", "tests/README.md"];
+    documents.extend(others.map(str::to_owned));
     let makefile = text_of("Makefile");
     let mut pointers = 0;
     for document in documents {
