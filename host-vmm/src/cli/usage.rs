@@ -45,17 +45,39 @@ pub fn show(error: Error) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// Docker's names for commands that have other names here.
+const DOCKERS: [(&str, &str); 5] = [
+    ("images", "image ls"),
+    ("info", "system info"),
+    ("load", "image load"),
+    ("ls", "ps"),
+    ("rmi", "image rm"),
+];
+
 /// With a hint that helps, and without one that does not.
 fn improved(mut error: Error) -> Error {
     match error.kind() {
-        // Letters that were swapped are far apart for clap.
-        ErrorKind::InvalidSubcommand if error.get(ContextKind::SuggestedSubcommand).is_none() => {
+        ErrorKind::InvalidSubcommand => {
             let commands = Arguments::command();
-            let names = commands.get_subcommands().map(clap::Command::get_name);
-            if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
-                && let Some(meant) = nearest(word, names)
-            {
-                let meant = ContextValue::Strings(vec![meant.to_owned()]);
+            let commands = commands.get_subcommands();
+            let (hidden, shown): (Vec<_>, Vec<_>) = commands.partition(|one| one.is_hide_set());
+            let names = shown.into_iter().map(clap::Command::get_name);
+            // Clap suggests what is hidden, too.
+            let mut meant = match error.remove(ContextKind::SuggestedSubcommand) {
+                Some(ContextValue::Strings(meant)) => meant,
+                _ => Vec::new(),
+            };
+            meant.retain(|name| hidden.iter().all(|one| one.get_name() != name));
+            if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) {
+                if let Some((_, ours)) = DOCKERS.iter().find(|(theirs, _)| theirs == word) {
+                    meant = vec![(*ours).to_owned()];
+                } else if meant.is_empty() {
+                    // Letters that were swapped are far apart for clap.
+                    meant.extend(nearest(word, names).map(str::to_owned));
+                }
+            }
+            if !meant.is_empty() {
+                let meant = ContextValue::Strings(meant);
                 error.insert(ContextKind::SuggestedSubcommand, meant);
             }
         }
@@ -90,6 +112,17 @@ mod tests {
     fn a_swapped_command_is_recognized() {
         assert!(text(&["vmm", "rnu"]).contains("'run'"));
         assert!(text(&["vmm", "image", "lsit"]).contains("unrecognized"));
+        // What is hidden is no hint.
+        assert!(!text(&["vmm", "complte"]).contains("'complete'"));
+        assert!(text(&["vmm", "image", "lod"]).contains("'load'"));
+    }
+
+    #[test]
+    fn who_knows_dockers_names_is_told_ours() {
+        for (theirs, ours) in DOCKERS {
+            let told = text(&["vmm", theirs]);
+            assert!(told.contains(&format!("'{ours}'")), "{told}");
+        }
     }
 
     #[test]
