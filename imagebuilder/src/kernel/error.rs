@@ -69,6 +69,12 @@ pub enum Error {
         /// What it has.
         found: String,
     },
+    /// A kernel in the cache is not what was built.
+    #[error("The kernel in {} was changed since it was built: remove that directory, and it is built again", .path.display())]
+    Changed {
+        /// Its directory.
+        path: PathBuf,
+    },
     /// A tarball holds another Linux than the variant wants.
     #[error(
         "{} holds Linux {found}, and the variant is for {series}: name another tarball, or change the variant's series",

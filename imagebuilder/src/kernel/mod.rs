@@ -7,7 +7,7 @@
 //! kernel/hashes/             the SHA-256 of each tarball that was seen
 //! kernel/source/<sha256>/    an unpacked tarball, patched
 //! kernel/build/<variant>/    object files, by which a changed option costs less than everything
-//! kernel/built/<sha256>/     vmlinux and config, by everything that they depend on
+//! kernel/built/<sha256>/     vmlinux and config, by everything that they depend on, and their hashes
 //! ```
 //!
 //! What was built is found without make, so asking for it again takes milliseconds.
@@ -44,6 +44,9 @@ const RECIPE: u32 = 1;
 
 /// The longest local version, in bytes: a release has at most 64, and the number takes some.
 const MAX_LOCAL_VERSION: usize = 32;
+
+/// The file with the hashes of the others.
+const HASHES: &str = "sha256sums";
 
 /// The longest release, in bytes: that of `uname`.
 const MAX_RELEASE: usize = 65;
@@ -91,37 +94,75 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Origin, Error> {
         // Somebody may have built it while we waited.
         if !built.exists() {
             let kernel = build.run(&request.local_version, request.jobs, progress)?;
+            Files::read(&kernel.directory)?.seal(&kernel.directory)?;
             keep(&kernel.directory, &built).map_err(|source| Error::write(&built, source))?;
         }
     }
+    let files = Files::read(&built)?;
+    files.check(&built)?;
     let config = request.out.with_file_name("config");
-    let [kernel, config] = [("vmlinux", &request.out), ("config", &config)].map(|(name, out)| {
-        let from = built.join(name);
-        let content = std::fs::read(&from).map_err(|source| Error::read(&from, source))?;
-        publish(&content, out).map_err(|source| Error::write(out, source))?;
-        Ok(content)
-    });
-    Ok(origin(&variant, &source, &toolchain, &kernel?, &config?))
+    for (content, out) in [(&files.kernel, &request.out), (&files.config, &config)] {
+        publish(content, out).map_err(|source| Error::write(out, source))?;
+    }
+    Ok(origin(&variant, &source, &toolchain, &files))
+}
+
+/// What is kept of a kernel.
+struct Files {
+    kernel: Vec<u8>,
+    config: Vec<u8>,
+}
+
+impl Files {
+    fn read(directory: &Path) -> Result<Self, Error> {
+        let read = |name: &str| {
+            let path = directory.join(name);
+            std::fs::read(&path).map_err(|source| Error::read(&path, source))
+        };
+        Ok(Self {
+            kernel: read("vmlinux")?,
+            config: read("config")?,
+        })
+    }
+
+    /// Writes down what they are.
+    fn seal(&self, directory: &Path) -> Result<(), Error> {
+        let path = directory.join(HASHES);
+        atomic::write(&path, self.hashes().as_bytes()).map_err(|source| Error::write(&path, source))
+    }
+
+    /// Whether they are what was built.
+    fn check(&self, directory: &Path) -> Result<(), Error> {
+        match std::fs::read_to_string(directory.join(HASHES)) {
+            Ok(hashes) if hashes != self.hashes() => Err(Error::Changed {
+                path: directory.to_path_buf(),
+            }),
+            // It was built before there were any hashes.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.seal(directory),
+            Err(source) => Err(Error::read(&directory.join(HASHES), source)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// As `sha256sum` writes and checks them.
+    fn hashes(&self) -> String {
+        let (kernel, config) = (sha256::of(&self.kernel), sha256::of(&self.config));
+        format!("{kernel}  vmlinux\n{config}  config\n")
+    }
 }
 
 /// What a kernel and its configuration were made of.
-fn origin(
-    variant: &Variant,
-    source: &Source,
-    toolchain: &str,
-    kernel: &[u8],
-    config: &[u8],
-) -> Origin {
+fn origin(variant: &Variant, source: &Source, toolchain: &str, files: &Files) -> Origin {
     let mut origin = Origin {
         name: variant.name.clone(),
-        sha256: sha256::of(kernel),
+        sha256: sha256::of(&files.kernel),
         inputs: source.origins(),
         ..Origin::default()
     };
-    let config = Origin::of_known(Path::new("config"), sha256::of(config));
+    let config = Origin::of_known(Path::new("config"), sha256::of(&files.config));
     origin.inputs.push(config);
     let versions = &mut origin.versions;
-    versions.extend(release(kernel).map(|release| ("release".to_owned(), release)));
+    versions.extend(release(&files.kernel).map(|release| ("release".to_owned(), release)));
     for (program, version) in ["gcc", "ld"].iter().zip(toolchain.lines()) {
         versions.insert((*program).to_owned(), version.to_owned());
     }

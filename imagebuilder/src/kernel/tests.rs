@@ -164,10 +164,23 @@ fn a_kernel_is_built_once_for_what_it_is_made_of() {
     assert_eq!(workshop.runs(), ["", "-second"]);
     assert_ne!(workshop.kernel(), first);
 
-    // Back again, nothing is built.
+    // Back again, nothing is built, unless the cache is not what it was.
     workshop.request.local_version = String::new();
     workshop.build().unwrap();
     assert_eq!(workshop.kernel(), first);
+    let cached = workshop.folder.path().join("cache/kernel/built");
+    let cached = std::fs::read_dir(cached).unwrap();
+    let cached = cached.map(|entry| entry.unwrap().path().join("vmlinux"));
+    let cached = cached
+        .into_iter()
+        .find(|path| std::fs::read(path).unwrap() == first);
+    let cached = cached.unwrap();
+    std::fs::write(&cached, "damaged").unwrap();
+    let error = workshop.build().unwrap_err().to_string();
+    assert!(error.contains("was changed since it was built"), "{error}");
+    assert_eq!(workshop.kernel(), first);
+    std::fs::write(&cached, &first).unwrap();
+    workshop.build().unwrap();
     workshop.ask_for("CONFIG_A=y # a\nCONFIG_B=y # b\n");
     workshop.build().unwrap();
     assert_eq!(workshop.runs(), ["", "-second", ""]);
