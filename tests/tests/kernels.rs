@@ -1,4 +1,4 @@
-//! Every container has a kernel of its own, which may be another one, and may die.
+//! Every container has a kernel of its own, which may be another one.
 
 use end_to_end::{Root, initfs, second_kernel};
 
@@ -60,46 +60,4 @@ fn an_initfs_can_be_given() {
         .arg(copy)
         .args(["busybox", "echo", "hello"]);
     run.finish().code(0).stdout("hello\n");
-}
-
-#[test]
-fn a_kernel_that_dies_at_boot_is_quoted() {
-    let root = Root::new();
-    let words = ["--rm", "--cmdline-append", "rdinit=/no-such-init"];
-    let run = root.run(words).args(["busybox", "true"]).finish();
-    run.fails("Kernel panic - not syncing: VFS: Unable to mount root fs")
-        .stdout("");
-}
-
-#[test]
-fn a_kernel_that_dies_later_is_quoted() {
-    let root = Root::new();
-    let words = [
-        "--rm",
-        "-m",
-        "64m",
-        "--cmdline-append",
-        "sysctl.vm.panic_on_oom=2",
-    ];
-    let script = "echo before; tail /dev/zero";
-    let run = root
-        .run(words)
-        .args(["busybox", "sh", "-c", script])
-        .finish();
-    run.fails("Kernel panic - not syncing: Out of memory")
-        .stdout("before\n");
-}
-
-#[test]
-fn a_kernel_that_dies_leaves_its_log() {
-    let root = Root::new();
-    let words = ["--name", "dead", "--cmdline-append", "rdinit=/no-such-init"];
-    root.run(words).args(["busybox", "true"]).finish().code(125);
-    let containers = root.containers();
-    assert_eq!(containers.len(), 1, "{containers:?}");
-    assert_eq!(containers[0]["State"], "exited");
-    let id = containers[0]["ID"].as_str().unwrap_or_default();
-    let log = root.state().join("containers").join(id).join("console.log");
-    let log = std::fs::read_to_string(log).expect("a boot log");
-    assert!(log.contains("Kernel panic"), "{log}");
 }

@@ -129,23 +129,6 @@ fn the_accelerator_is_found_by_itself() {
 }
 
 #[test]
-fn a_debug_log_is_printed_when_asked_for() {
-    let root = Root::new();
-    let words = [
-        "--debug",
-        "run",
-        "--rm",
-        "--accel",
-        &accelerator(),
-        "busybox",
-        "true",
-    ];
-    let run = root.vmm(words).finish();
-    run.code(0).stdout("");
-    assert!(!run.error_text().is_empty());
-}
-
-#[test]
 fn help_is_for_every_command() {
     let root = Root::new();
     for words in [

@@ -88,8 +88,8 @@ pub fn start(root: &Path, id: &str, lock: Lock, logging: &Logging) -> io::Result
         .current_dir("/")
         .stdout(Stdio::null());
     let inherited = [theirs.as_fd(), lock.as_fd()];
+    tracing::debug!("Spawning its supervisor");
     let supervisor = spawn(&mut command, &inherited, Bond::Independent)?;
-    tracing::debug!("Spawned its supervisor, process {}", supervisor.id());
     Ok(Attached {
         channel,
         supervisor,

@@ -74,7 +74,7 @@ pub fn supervise(paths: &Paths, task: Task) {
     let mut timeline = Timeline::default();
     timeline.note(Event::SupervisorStarted);
     failpoint::reach("supervise");
-    tracing::debug!("The supervisor is up");
+    tracing::debug!("The supervisor is up, process {}", std::process::id());
     let Task { id, lock, attached } = task;
     let (containers, mut record) = match open(paths, &id) {
         Ok(opened) => opened,
