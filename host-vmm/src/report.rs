@@ -5,7 +5,7 @@ use std::{error::Error, io, io::Write};
 use imagebuilder::store;
 use serde::{Deserialize, Serialize};
 
-use crate::{container::StoreError, terminal};
+use crate::{boot_files, container::StoreError, root::RootError, terminal};
 
 /// What went wrong, why, and what can be done about it. It travels from a supervisor to its command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,17 +101,17 @@ fn without_number(line: &str) -> &str {
 /// What helps against an error of the system, whatever was being done.
 fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let chain = || std::iter::successors(Some(error), |error| (*error).source());
-    let kind = chain().find_map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind))?;
-    let in_root = chain().any(|error| {
-        matches!(
-            error.downcast_ref::<StoreError>(),
-            Some(StoreError::Disk { .. })
-        ) || matches!(
-            error.downcast_ref::<store::Error>(),
-            Some(store::Error::Disk { .. })
-        )
-    });
-    match kind {
+    let cause = chain().find_map(|error| error.downcast_ref::<io::Error>())?;
+    match cause.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            return Some("a higher limit on open files (ulimit -n)");
+        }
+        Some(libc::ENOMEM) => return Some("free memory"),
+        Some(libc::EAGAIN) => return Some("a higher limit on processes (ulimit -u)"),
+        _ => {}
+    }
+    let in_root = chain().any(is_about_root);
+    match cause.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded if in_root => {
             Some("make room on that disk, or name a directory on another with --root")
         }
@@ -121,6 +121,20 @@ fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+/// Whether an error is one of a file below the root.
+fn is_about_root(error: &(dyn Error + 'static)) -> bool {
+    let containers = error.downcast_ref::<StoreError>();
+    let root = error.downcast_ref::<RootError>();
+    let images = error.downcast_ref::<store::Error>();
+    let boot = error.downcast_ref::<boot_files::Error>();
+    matches!(
+        containers,
+        Some(StoreError::Disk { .. } | StoreError::Root(RootError::Disk { .. }))
+    ) || matches!(root, Some(RootError::Disk { .. }))
+        || matches!(images, Some(store::Error::Disk { .. }))
+        || matches!(boot, Some(boot_files::Error::Take(error)) if error.is_about_root())
 }
 
 #[cfg(test)]
@@ -146,6 +160,14 @@ mod tests {
                try: make room on that disk, or name a directory on another with --root\n"
         );
         assert_eq!(Report::new("x\ny").text(), "vmm: x\n    y\n");
+    }
+
+    #[test]
+    fn a_limit_that_was_reached_is_named() {
+        for (errno, limit) in [(libc::EMFILE, "ulimit -n"), (libc::EAGAIN, "ulimit -u")] {
+            let advice = Report::of(&io::Error::from_raw_os_error(errno)).advice;
+            assert!(advice.is_some_and(|advice| advice.contains(limit)));
+        }
     }
 
     #[test]

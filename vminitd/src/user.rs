@@ -36,7 +36,7 @@ pub struct Identity {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
     /// The name is not in the file.
-    #[error("{kind} {name:?} is not in {file}")]
+    #[error("{kind} {name:?} is not in the container's {file}; give one that is, or a number")]
     Unknown {
         /// "user" or "group".
         kind: &'static str,
@@ -46,7 +46,7 @@ pub enum UserError {
         file: &'static str,
     },
     /// The number is no id.
-    #[error("{kind} {name:?} is not between 0 and 2147483647")]
+    #[error("{kind} {name:?} is not between 0 and 2147483647; give another number")]
     Range {
         /// "user" or "group".
         kind: &'static str,
@@ -269,12 +269,30 @@ mod tests {
     #[test]
     fn unknown_names_are_errors() {
         for (wanted, message) in [
-            ("eve", "user \"eve\" is not in /etc/passwd"),
-            ("broken", "user \"broken\" is not in /etc/passwd"),
-            ("minus", "user \"minus\" is not in /etc/passwd"),
-            ("-1", "user \"-1\" is not in /etc/passwd"),
-            ("+5", "user \"+5\" is not in /etc/passwd"),
-            ("alice:nobody", "group \"nobody\" is not in /etc/group"),
+            (
+                "eve",
+                "user \"eve\" is not in the container's /etc/passwd; give one that is, or a number",
+            ),
+            (
+                "broken",
+                "user \"broken\" is not in the container's /etc/passwd; give one that is, or a number",
+            ),
+            (
+                "minus",
+                "user \"minus\" is not in the container's /etc/passwd; give one that is, or a number",
+            ),
+            (
+                "-1",
+                "user \"-1\" is not in the container's /etc/passwd; give one that is, or a number",
+            ),
+            (
+                "+5",
+                "user \"+5\" is not in the container's /etc/passwd; give one that is, or a number",
+            ),
+            (
+                "alice:nobody",
+                "group \"nobody\" is not in the container's /etc/group; give one that is, or a number",
+            ),
         ] {
             assert_eq!(find(wanted).unwrap_err().to_string(), message);
         }
@@ -296,7 +314,7 @@ mod tests {
         }
         assert_eq!(
             find("huge").unwrap_err().to_string(),
-            "user \"huge\" is not in /etc/passwd"
+            "user \"huge\" is not in the container's /etc/passwd; give one that is, or a number"
         );
     }
 

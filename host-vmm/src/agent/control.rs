@@ -24,7 +24,9 @@ pub enum ControlError {
     #[error("The connection to the guest's init failed")]
     Io(#[from] io::Error),
     /// The guest sent something that is not of this protocol.
-    #[error("The guest's init broke the agent protocol")]
+    #[error(
+        "The guest's init broke the agent protocol; use the initfs that came with this program"
+    )]
     Frame(#[from] FrameError),
     /// The guest's init is of another version.
     #[error(
@@ -35,10 +37,14 @@ pub enum ControlError {
         theirs: u32,
     },
     /// A frame in another order than the protocol has.
-    #[error("The guest's init sent a frame out of turn")]
+    #[error(
+        "The guest's init sent a frame out of turn; use the initfs that came with this program"
+    )]
     OutOfTurn,
     /// The guest does not read what it is sent.
-    #[error("The guest's init does not read what it is sent")]
+    #[error(
+        "The guest's init does not read what it is sent; use the initfs that came with this program"
+    )]
     Stuck,
 }
 

@@ -60,7 +60,7 @@ pub enum TakeError {
         source: io::Error,
     },
     /// It is larger than anything that boots.
-    #[error("The {} {} has more than {} GiB; none is as large as that", .kind.name(), .path.display(), MAX_SIZE >> 30)]
+    #[error("The {} {} has more than {} GiB, and none is as large as that; name another file", .kind.name(), .path.display(), MAX_SIZE >> 30)]
     TooLarge {
         /// What it is.
         kind: Kind,
@@ -89,6 +89,14 @@ pub enum TakeError {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl TakeError {
+    /// Whether it is what is kept that is the matter, not the user's file.
+    #[must_use]
+    pub fn is_about_root(&self) -> bool {
+        matches!(self, Self::Copy { .. } | Self::Store { .. })
+    }
 }
 
 impl TakenFiles {

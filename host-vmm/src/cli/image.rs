@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use imagebuilder::{
     progress::Progress,
@@ -208,11 +208,10 @@ impl Input<'_> {
             io::copy(&mut stdin.lock(), &mut &file)?;
             io::Result::Ok(file)
         };
-        let file = spool().with_context(|| {
-            format!(
-                "Cannot store what comes from standard input in {}",
-                root.display()
-            )
+        let file = spool().map_err(|source| store::Error::Disk {
+            action: "store what comes on standard input in",
+            path: root.to_owned(),
+            source,
         })?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         Ok(Self::Spooled { _file: file, path })

@@ -169,7 +169,7 @@ impl Attached {
                 }
                 interrupts += u32::from(is_interrupt(signal));
                 if interrupts == PATIENCE {
-                    let why = format!("It was killed after {PATIENCE} interrupts");
+                    let why = format!("The container was killed after {PATIENCE} interrupts");
                     return self.given_up(signal, why);
                 }
                 if ends(signal) && process::is_stopped(&self.supervisor) {

@@ -58,10 +58,12 @@ pub enum OverLimit {
         max: usize,
     },
     /// A host name that would be more than a name.
-    #[error("{0:?} cannot be a host name: it takes letters, digits, - and .")]
+    #[error("{0:?} cannot be a host name: it takes letters, digits, and any of _.-")]
     Hostname(String),
     /// More than anybody needs.
-    #[error("{0} tmpfs mounts are more than the {MAX_TMPFS} that a container may have")]
+    #[error(
+        "{0} tmpfs mounts are more than the {MAX_TMPFS} that a container may have; leave some out"
+    )]
     Tmpfs(usize),
 }
 

@@ -55,10 +55,14 @@ pub enum Error {
         reason: &'static str,
     },
     /// The tree is larger than any file system that is made.
-    #[error("The image unpacks to more than an ext4 file system can be here")]
+    #[error(
+        "The image unpacks to more than the 1 TiB that its file system can have here; make it smaller"
+    )]
     TooLarge,
     /// It would take too much memory to write.
-    #[error("The image has more directories, long links and extended attributes than are accepted")]
+    #[error(
+        "The image has more directories, long links and extended attributes than are accepted; put what is in them into archives"
+    )]
     TooIntricate,
     /// The formatter refused.
     #[error("Cannot format the root image")]

@@ -312,7 +312,8 @@ impl Running {
                 .advise("make room on that disk, or name a directory on another with --root"),
                 false => Report::new(
                     "The guest's init hung up, and its machine goes on without it",
-                ),
+                )
+                .advise("--debug-console, which shows what the guest does"),
             }));
         }
         let what = match self.phase {
@@ -478,7 +479,9 @@ impl Running {
     fn take_signal(&mut self) -> Option<End> {
         let signal = self.signals.read_signal().ok()??;
         let signal = u8::try_from(signal.ssi_signo).unwrap_or(15);
-        let why = Report::new(format!("Its supervisor was ended by signal {signal}"));
+        let why = Report::new(format!(
+            "The container's supervisor was ended by signal {signal}, and the container with it"
+        ));
         Some(End::Killed {
             signal: 9,
             why: Some(why),
@@ -496,7 +499,9 @@ impl Running {
         ];
         let ends = ENDING.contains(&i32::from(signal));
         if ends && self.machine.vm.is_stopped() {
-            let why = Some(Report::new("Its machine had been stopped, and was killed"));
+            let why = Some(Report::new(
+                "The container's machine had been stopped, and was killed",
+            ));
             return Some(End::Killed { signal, why });
         }
         if self.phase == Phase::Booting {
@@ -534,7 +539,7 @@ impl Running {
 fn killed() -> End {
     End::Killed {
         signal: 9,
-        why: Some(Report::new("It was killed")),
+        why: Some(Report::new("The container was killed, by vmm rm -f")),
     }
 }
 

@@ -63,7 +63,7 @@ enum StartFailure {
     Vm(#[from] VmError),
     #[error("Cannot write the console's log {}", .path.display())]
     Console { path: PathBuf, source: io::Error },
-    #[error("Cannot make the supervisor's socket in {} (with --root, sockets are there)", .path.display())]
+    #[error("Cannot make the supervisor's socket in {} (with --root it goes below that)", .path.display())]
     Socket { path: PathBuf, source: io::Error },
     #[error("Cannot prepare the supervisor")]
     Prepare(#[source] io::Error),
