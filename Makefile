@@ -6,7 +6,8 @@
 #   out/share/vmm/images/                    images that come with it: busybox
 #   out/share/vmm/manifest.json              what all of these are, by hashes, and what they were made of
 #
-# out/build/ holds what is not installed, out/test/ what only the tests use, out/bench/ what measures.
+# out/build/ holds what is not installed, out/test/ what only the tests use, out/bench/ what measures,
+# out/kernels/ other kernels.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -41,7 +42,10 @@ BENCH ?=
 # Options of `make kernel-profile`.
 PROFILE ?=
 
-.PHONY: help setup setup-tests build image run test soak bench kernel-profile lint install clean FORCE
+# Which kernel `make kernel` builds: one of kernel-config/variants/.
+VARIANT ?= default
+
+.PHONY: help setup setup-tests build image kernel run test soak bench kernel-profile lint install clean FORCE
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +65,8 @@ setup-tests: ## The same for the tests
 build: $(PROGRAMS) ## The programs: vmm, vminitd, imagebuilder
 
 image: $(SHARE)/manifest.json ## What a VM boots: kernel, initfs, default image
+
+kernel: out/kernels/$(VARIANT)/vmlinux ## Another kernel, for --kernel: VARIANT=retpoline makes out/kernels/retpoline/vmlinux
 
 run: build image ## Everything up to a container that says hello
 	@out/bin/vmm run --rm busybox sh -c 'echo "Hello from a container with a kernel of its own: $$(uname -sr), PID $$$$"'
@@ -106,17 +112,22 @@ $(BENCHMARKS) &: FORCE | setup
 # The rules below run always, and take no time where there is nothing to do. What they make they compare by content, so
 # that they also put right what somebody has changed since.
 
-KERNEL = $(IMAGEBUILDER) kernel --config-dir kernel-config --variant default --cache "$(VMM_CACHE)" \
+# $(call KERNEL,VARIANT)
+KERNEL = $(IMAGEBUILDER) kernel --config-dir kernel-config --variant $(1) --cache "$(VMM_CACHE)" \
 	$(if $(KERNEL_SOURCE),--source "$(KERNEL_SOURCE)") --out $@
 
 $(SHARE)/kernels/default/vmlinux: $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D) $(ORIGINS)
-	@$(KERNEL) --origin $(ORIGINS)/kernel.json
+	@$(call KERNEL,default) --origin $(ORIGINS)/kernel.json
+
+out/kernels/%/vmlinux: $(IMAGEBUILDER) FORCE
+	@mkdir -p $(@D)
+	@$(call KERNEL,$*)
 
 # A kernel that says in its release that it is not the default one.
 out/test/vmlinux-second: $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D)
-	@$(KERNEL) --local-version -second
+	@$(call KERNEL,default) --local-version -second
 
 $(SHARE)/initfs.cpio: out/build/vminitd $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D) $(ORIGINS)

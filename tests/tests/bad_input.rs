@@ -124,6 +124,11 @@ fn a_value_that_is_none_is_named_with_what_would_be_one() {
                 &["'abacus'", "auto, kvm, um or tcg"],
             ),
             (
+                run(&root, &["--mitigations", "some"]),
+                125,
+                &["'some'", "auto or off"],
+            ),
+            (
                 run(&root, &["--start-timeout", "0"]),
                 125,
                 &["'0'", "number of seconds"],

@@ -33,6 +33,23 @@ fn a_word_on_the_kernels_command_line_arrives() {
 }
 
 #[test]
+fn the_kernel_guards_against_what_cpus_leak_unless_it_is_told_not_to() {
+    let root = Root::new();
+    let script = "cat /proc/cmdline /sys/devices/system/cpu/vulnerabilities/spectre_v1";
+    let words = ["busybox", "sh", "-c", script];
+    for flags in [&["--rm"][..], &["--rm", "--mitigations", "auto"]] {
+        let run = root.run(flags).args(words).finish();
+        run.code(0)
+            .stdout_lacks("mitigations=")
+            .stdout_has("\nMitigation: ");
+    }
+    let run = root.run(["--rm", "--mitigations=off"]).args(words).finish();
+    run.code(0)
+        .stdout_has(" mitigations=off ")
+        .stdout_has("\nVulnerable");
+}
+
+#[test]
 fn the_command_line_says_nothing_about_the_container() {
     let root = Root::new();
     let run = root.run([

@@ -19,7 +19,7 @@ use crate::{
     failpoint,
     report::Report,
     terminal,
-    vm::{self, Accelerator},
+    vm::{self, Accelerator, Mitigations},
 };
 
 /// Run a command in a new container
@@ -81,6 +81,9 @@ pub struct Run {
     /// Boot with this initfs
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     initfs: Option<PathBuf>,
+    /// Guard against what CPUs leak: auto or off
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = mitigations, help_heading = "Machine")]
+    mitigations: Mitigations,
     /// Add words to the kernel's command line
     #[arg(long, value_name = "TEXT", help_heading = "Machine")]
     cmdline_append: Vec<String>,
@@ -121,6 +124,13 @@ fn accelerator(name: &str) -> Result<Accelerator, String> {
     .into_iter()
     .find(|accelerator| accelerator.name() == name)
     .ok_or_else(|| "choose auto, kvm, um or tcg".to_owned())
+}
+
+fn mitigations(name: &str) -> Result<Mitigations, String> {
+    [Mitigations::Auto, Mitigations::Off]
+        .into_iter()
+        .find(|mitigations| mitigations.name() == name)
+        .ok_or_else(|| "choose auto or off".to_owned())
 }
 
 impl Run {
@@ -246,6 +256,7 @@ impl Run {
             debug_console: self.debug_console,
             cpu_milli: self.cpus,
             accelerator: self.accel,
+            mitigations: self.mitigations,
             cmdline: values::cmdline(&self.cmdline_append.join(" ")).map_err(anyhow::Error::msg)?,
         })
     }

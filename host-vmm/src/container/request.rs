@@ -13,7 +13,10 @@ use super::{
     spec::{ContainerSpec, Machine, ProcessSpec, Surroundings, Tmpfs},
     text::Text,
 };
-use crate::{boot_files::BootFiles, vm::Accelerator};
+use crate::{
+    boot_files::BootFiles,
+    vm::{Accelerator, Mitigations},
+};
 
 /// What a user asks for: the flags of `run`, parsed one by one but not yet held against each other or the image.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +51,8 @@ pub struct Request {
     pub cpu_milli: u32,
     /// What runs the machine.
     pub accelerator: Accelerator,
+    /// What the kernel does against what its CPU leaks.
+    pub mitigations: Mitigations,
     /// What follows on the kernel's command line.
     pub cmdline: String,
     /// What the machine may take to start the container's process, in s.
@@ -120,6 +125,7 @@ impl Request {
                 accelerator: self.accelerator,
                 kernel: boot.kernel.clone(),
                 initfs: boot.initfs.clone(),
+                mitigations: self.mitigations,
                 cmdline: self.cmdline,
                 memory: self.memory,
                 start_timeout_s: self.start_timeout_s,

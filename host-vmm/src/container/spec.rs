@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::text::Text;
-use crate::{boot_files::BootFile, vm::Accelerator};
+use crate::{
+    boot_files::BootFile,
+    vm::{Accelerator, Mitigations},
+};
 
 /// A container as it was asked for, with every default resolved. It does not change after its creation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,6 +83,9 @@ pub struct Machine {
     pub kernel: BootFile,
     /// Initfs.
     pub initfs: BootFile,
+    /// What the kernel does against what its CPU leaks.
+    #[serde(default)]
+    pub mitigations: Mitigations,
     /// What follows on the kernel's command line.
     pub cmdline: String,
     /// Memory in bytes.

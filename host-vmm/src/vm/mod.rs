@@ -24,7 +24,9 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// The initfs, a newc archive.
     pub initfs: PathBuf,
-    /// Kernel command line beyond what the accelerator itself needs.
+    /// What the kernel does against what its CPU leaks.
+    pub mitigations: Mitigations,
+    /// Kernel command line beyond what the accelerator itself needs, and what the rest of this comes to.
     pub cmdline: String,
     /// The kernel says all it does on its console, which takes time; else only what is wrong.
     pub verbose: bool,
@@ -34,6 +36,37 @@ pub struct VmConfig {
     pub vsock: VsockConfig,
     /// Receives everything the guest's kernel prints.
     pub console: File,
+}
+
+/// What a guest's kernel does against what its CPU leaks by running ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mitigations {
+    /// What it thinks right for this CPU, of what was compiled into it.
+    #[default]
+    Auto,
+    /// Nothing that can be left out.
+    Off,
+}
+
+impl Mitigations {
+    /// Its name as `--mitigations` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+        }
+    }
+
+    /// What it takes on Linux's command line. Doing what it thinks right is what a kernel does unless it is told otherwise.
+    #[must_use]
+    pub const fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Auto => None,
+            Self::Off => Some("mitigations=off"),
+        }
+    }
 }
 
 /// A block device backed by a raw file.

@@ -261,6 +261,7 @@ pub fn vm_config(
         memory: machine.memory,
         kernel: machine.kernel.path.clone(),
         initfs: machine.initfs.path.clone(),
+        mitigations: machine.mitigations,
         cmdline: machine.cmdline.clone(),
         verbose: machine.debug_console,
         disks: vec![

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, os::fd::RawFd, path::Path};
 
 use super::escaped;
-use crate::vm::Disk;
+use crate::vm::{Disk, Mitigations};
 
 /// What the arguments say.
 pub struct Machine<'a> {
@@ -17,6 +17,8 @@ pub struct Machine<'a> {
     pub kernel: &'a Path,
     /// The initfs.
     pub initfs: &'a Path,
+    /// What the kernel does against what its CPU leaks.
+    pub mitigations: Mitigations,
     /// Kernel command line beyond what this machine needs.
     pub cmdline: &'a str,
     /// The kernel says all it does.
@@ -35,10 +37,9 @@ pub struct Machine<'a> {
 ///
 /// - a panic, and a restart, end the VM: there is neither ACPI nor a keyboard controller to ask for one;
 /// - the timer is not checked, the time stamp counter not watched, and delays not calibrated;
-/// - lock prefixes are not patched out;
-/// - the emulated CPU has no speculation to be mitigated.
-const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t no_timer_check tsc=reliable lpj=10000000 noreplace-smp \
-                       mitigations=off";
+/// - lock prefixes are not patched out.
+const CMDLINE: &str =
+    "console=ttyS0 panic=-1 reboot=t no_timer_check tsc=reliable lpj=10000000 noreplace-smp";
 
 /// The serial port shows errors and a panic, and nothing else: each byte costs an exit.
 const CMDLINE_QUIET: &str = "quiet";
@@ -111,6 +112,7 @@ impl Machine<'_> {
             words.push(CMDLINE_ONE_CPU.to_owned());
         }
         words.extend(self.tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        words.extend(self.mitigations.word().map(str::to_owned));
         if !self.cmdline.is_empty() {
             words.push(self.cmdline.to_owned());
         }

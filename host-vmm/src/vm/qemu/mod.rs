@@ -132,6 +132,7 @@ impl Hypervisor for Qemu {
             memory_fd: memory.as_fd().as_raw_fd(),
             kernel: &config.kernel,
             initfs: &config.initfs,
+            mitigations: config.mitigations,
             cmdline: &config.cmdline,
             verbose: config.verbose,
             tsc_khz: self.tsc.khz(),
