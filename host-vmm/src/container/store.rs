@@ -176,14 +176,15 @@ impl Containers {
         let id = random_id().map_err(StoreError::disk("make an ID for", &self.directory))?;
         let spec = build(id.clone(), self.free_name(name)?)?;
         let temporary = Directory::new(self.directory.join(format!("{NEW}{id}")));
-        let lock = {
+        let create = || {
             // Until it is locked it looks like what a crash has left.
-            let _guard = self.lock(PATIENCE)?;
-            temporary.create()?
+            let guard = self.lock(PATIENCE)?;
+            let lock = temporary.create()?;
+            drop(guard);
+            let (spec, directory) = self.publish(&temporary, spec, name.is_some())?;
+            Ok::<_, StoreError>((spec, directory, lock))
         };
-        let (spec, directory) = self
-            .publish(&temporary, spec, name.is_some())
-            .inspect_err(|_| temporary.delete())?;
+        let (spec, directory, lock) = create().inspect_err(|_| temporary.delete())?;
         Ok((spec, directory, lock))
     }
 

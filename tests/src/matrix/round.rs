@@ -193,6 +193,7 @@ impl Matrix {
             }
             Blow::StopAndInterrupt => {
                 signal(Signal::STOP);
+                victims.iter().for_each(expect_stopped);
                 drop(held);
                 std::thread::sleep(MOMENT);
                 let struck = Instant::now();
@@ -298,6 +299,20 @@ impl Hit {
             None => self.run.send(INPUT),
         }
     }
+}
+
+/// Waits until all threads of a process have stopped: each does so only when it is its turn.
+fn expect_stopped(process: &Pid) {
+    let tasks = format!("/proc/{}/task", process.as_raw_nonzero());
+    let is_stopped = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status"));
+        status.is_ok_and(|status| status.contains("State:\tT"))
+    };
+    let stopped = wait_until(GONE, || {
+        let mut tasks = std::fs::read_dir(&tasks).ok()?.flatten();
+        tasks.all(is_stopped).then_some(())
+    });
+    assert!(stopped.is_some(), "expected process {process} to stop");
 }
 
 /// Checks how the command ended, and what it said.
