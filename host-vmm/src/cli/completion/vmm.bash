@@ -1,4 +1,5 @@
-# Completions of vmm for bash. `vmm complete` knows what comes next; what it does not know are files.
+# Completions of vmm, sourced by bash. `vmm complete` knows what comes next; what it does not know are files.
+# shellcheck shell=bash
 
 _vmm() {
     local word last=$2 joined=
