@@ -45,8 +45,6 @@ pub fn spawn(command: &mut Command, inherited: &[BorrowedFd<'_>], bond: Bond) ->
 
 /// What the child does before it executes its program.
 fn prepare(inherited: &[RawFd], bond: Bond, parent: Pid) -> io::Result<()> {
-    // What we take from descriptors of signals is blocked here, and would never reach it.
-    SigSet::empty().thread_set_mask()?;
     // Whoever started us may have left descriptors open: they are none of the child's business.
     // SAFETY: nothing is closed now; what is marked was not ours to pass on.
     let marked = unsafe {
@@ -66,8 +64,12 @@ fn prepare(inherited: &[RawFd], bond: Bond, parent: Pid) -> io::Result<()> {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
     }
     match bond {
+        // What we block it goes on blocking, until it takes signals in its own way: a Ctrl-C that was meant for all of us,
+        // and came before the session, must find it then and not end it now.
         Bond::Independent => drop(rustix::process::setsid()?),
         Bond::DiesWithUs => {
+            // What we take from descriptors of signals is blocked here, and would never reach it.
+            SigSet::empty().thread_set_mask()?;
             let kill = Some(rustix::process::Signal::KILL);
             rustix::process::set_parent_process_death_signal(kill)?;
             // It may have died before it could have told us.
@@ -149,6 +151,18 @@ mod tests {
             let mut child = spawn(&mut command, &[given.as_fd()], bond).unwrap();
             assert!(child.wait().unwrap().success());
         }
+    }
+
+    #[test]
+    fn a_signal_that_is_early_waits_for_an_independent_child_to_take_it() {
+        let mut blocked = SigSet::empty();
+        blocked.add(nix::sys::signal::Signal::SIGINT);
+        blocked.thread_block().unwrap();
+        let script = "kill -INT $$; exit 7";
+        let mut command = Command::new("sh");
+        let mut child = spawn(command.args(["-c", script]), &[], Bond::Independent).unwrap();
+        blocked.thread_unblock().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(7));
     }
 
     #[test]
