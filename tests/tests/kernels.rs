@@ -49,6 +49,14 @@ fn the_kernel_guards_against_what_cpus_leak_unless_it_is_told_not_to() {
         .stdout_has("\nVulnerable");
 }
 
+/// QEMU 7.2 leaves garbage in the flags after `cmpxchg16b`.
+#[test]
+fn an_emulated_kernel_does_not_use_what_is_emulated_wrongly() {
+    let root = Root::new();
+    let run = root.run(["--rm", "--accel", "tcg", "busybox", "cat", "/proc/cpuinfo"]);
+    run.finish().code(0).stdout_has("cx8").stdout_lacks("cx16");
+}
+
 #[test]
 fn the_command_line_says_nothing_about_the_container() {
     let root = Root::new();

@@ -37,9 +37,11 @@ pub struct Machine<'a> {
 ///
 /// - a panic, and a restart, end the VM: there is neither ACPI nor a keyboard controller to ask for one;
 /// - the timer is not checked, the time stamp counter not watched, and delays not calibrated;
-/// - lock prefixes are not patched out.
-const CMDLINE: &str =
-    "console=ttyS0 panic=-1 reboot=t no_timer_check tsc=reliable lpj=10000000 noreplace-smp";
+/// - lock prefixes are not patched out;
+/// - `cmpxchg16b` (CPUID's bit 141) is not used: QEMU 7.2 leaves garbage in the flags after it, and an interrupt that comes
+///   before the next comparison would bring that back as the direction flag and the like.
+const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t no_timer_check tsc=reliable lpj=10000000 noreplace-smp \
+                       clearcpuid=141";
 
 /// The serial port shows errors and a panic, and nothing else: each byte costs an exit.
 const CMDLINE_QUIET: &str = "quiet";
