@@ -53,7 +53,16 @@ fn the_kernel_guards_against_what_cpus_leak_unless_it_is_told_not_to() {
 #[test]
 fn an_emulated_kernel_does_not_use_what_is_emulated_wrongly() {
     let root = Root::new();
-    let run = root.run(["--rm", "--accel", "tcg", "busybox", "cat", "/proc/cpuinfo"]);
+    let words = [
+        "run",
+        "--accel",
+        "tcg",
+        "--rm",
+        "busybox",
+        "cat",
+        "/proc/cpuinfo",
+    ];
+    let run = root.vmm(words);
     run.finish().code(0).stdout_has("cx8").stdout_lacks("cx16");
 }
 

@@ -52,9 +52,6 @@ impl Case {
         match (self.blow, self.phase) {
             (Blow::StopAndInterrupt, _) => End::Error(130, "Its supervisor had been stopped"),
             (Blow::Kill, _) => End::Error(125, "supervisor is gone (signal: 9"),
-            // It has had no time to take its signals over.
-            (Blow::Term, Phase::Supervise) => End::Error(125, "supervisor is gone (signal: 15"),
-            (_, Phase::Supervise) => End::Error(125, "supervisor is gone (signal: 2"),
             (_, Phase::Exit) => End::Complete,
             (Blow::Term, _) => End::Error(137, "supervisor was ended by signal 15"),
             (_, _) => End::Error(137, "supervisor was ended by signal 2"),
@@ -65,7 +62,7 @@ impl Case {
         match self.blow {
             // The container has ended before.
             _ if self.phase >= Phase::Exit => End::Complete,
-            Blow::StopAndInterrupt => End::Error(130, "Its machine had been stopped"),
+            Blow::StopAndInterrupt => End::Error(130, "machine had been stopped"),
             Blow::Kill => End::Error(125, "signal 9"),
             Blow::Term => End::Error(125, "signal 15"),
             _ => End::Error(125, "signal 2"),
