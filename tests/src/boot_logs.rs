@@ -4,9 +4,8 @@
 //! can be read when there is a reason to.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
-    io::Read,
+    io::{Read, Seek},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -20,9 +19,13 @@ use crate::TICK;
 /// Last lines of a log that are shown.
 const LINES: usize = 80;
 
-/// The logs of all containers below one root.
+/// Most logs that are kept open: the newest, where there are many.
+const KEPT: usize = 64;
+
+/// The logs of the containers below one root.
 pub struct BootLogs {
-    files: Arc<Mutex<BTreeMap<PathBuf, File>>>,
+    /// In the order in which they appeared.
+    files: Arc<Mutex<Vec<(PathBuf, File)>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -30,7 +33,7 @@ pub struct BootLogs {
 impl BootLogs {
     /// Watches the containers that appear in the folder `containers`.
     pub fn watch(containers: PathBuf) -> Self {
-        let files = Arc::new(Mutex::new(BTreeMap::new()));
+        let files = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (files, stop) = (Arc::clone(&files), Arc::clone(&stop));
@@ -50,8 +53,13 @@ impl BootLogs {
 
     /// The end of each log.
     pub fn text(&self) -> String {
+        self.newest(KEPT)
+    }
+
+    /// The end of each of the `count` logs that appeared last.
+    pub fn newest(&self, count: usize) -> String {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files
+        files[files.len().saturating_sub(count)..]
             .iter()
             .map(|(path, file)| format!("--- boot log {}\n{}", path.display(), last_lines(file)))
             .collect()
@@ -68,7 +76,7 @@ impl Drop for BootLogs {
     }
 }
 
-fn open_new(containers: &Path, files: &Mutex<BTreeMap<PathBuf, File>>) {
+fn open_new(containers: &Path, files: &Mutex<Vec<(PathBuf, File)>>) {
     for container in std::fs::read_dir(containers)
         .into_iter()
         .flatten()
@@ -80,17 +88,20 @@ fn open_new(containers: &Path, files: &Mutex<BTreeMap<PathBuf, File>>) {
         }
         let path = container.path().join("console.log");
         let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
-        if !files.contains_key(&path)
+        if files.iter().all(|(known, _)| *known != path)
             && let Ok(file) = File::open(&path)
         {
-            files.insert(path, file);
+            files.push((path, file));
+            if files.len() > KEPT {
+                files.remove(0);
+            }
         }
     }
 }
 
 fn last_lines(mut file: &File) -> String {
     let mut bytes = Vec::new();
-    if let Err(error) = file.read_to_end(&mut bytes) {
+    if let Err(error) = file.rewind().and_then(|()| file.read_to_end(&mut bytes)) {
         return format!("{error}\n");
     }
     let text = String::from_utf8_lossy(&bytes);

@@ -211,7 +211,7 @@ impl Vmm {
         }
         let child = self.command.spawn().expect("vmm starts");
         Running::new(self.root, describe(&self.words), child)
-            .with_screen(terminal.transcript().clone())
+            .with_screen(terminal.transcript().clone(), terminal.device())
     }
 
     /// The command as it is, for who wants nothing of the harness between it and a clock.

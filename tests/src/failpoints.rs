@@ -39,16 +39,9 @@ impl Failpoint {
         Self { path, listener }
     }
 
-    /// Waits until a process has reached the phase. No other is held there.
-    ///
-    /// # Panics
-    /// If none comes.
-    #[track_caller]
-    pub fn wait(self) -> Held {
-        let stream = wait_until(DEADLINE, || self.listener.accept().ok());
-        let (mut stream, _) = stream.unwrap_or_else(|| {
-            panic!("expected a process to reach {}", self.path.display());
-        });
+    /// The process that has reached the phase, as soon as there is one. No other is held there.
+    pub(crate) fn wait(&self) -> Option<Held> {
+        let (mut stream, _) = wait_until(DEADLINE, || self.listener.accept().ok())?;
         stream
             .set_nonblocking(false)
             .expect("a connection that blocks");
@@ -61,10 +54,10 @@ impl Failpoint {
             text.push(char::from(byte[0]));
         }
         let pid = text.parse().ok().and_then(Pid::from_raw);
-        Held {
+        Some(Held {
             pid: pid.expect("a process id"),
             _stream: stream,
-        }
+        })
     }
 
     /// Whether somebody is waiting here.

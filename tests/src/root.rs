@@ -235,6 +235,12 @@ impl Root {
         leftovers::things(&self.path, &FOLDERS)
     }
 
+    /// What the kernels of the `count` containers said that were started last.
+    #[must_use]
+    pub fn newest_boot_logs(&self, count: usize) -> String {
+        self.logs.newest(count)
+    }
+
     /// Checks that nothing is left of any container.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! A command under way.
 
 use std::{
+    fs::File,
     io::Write,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, ExitStatus},
@@ -10,13 +11,16 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    DEADLINE, Finished, Process, leftovers,
+    DEADLINE, Failpoint, Finished, Held, Process, leftovers,
     transcript::{Transcript, shown},
     wait_until,
 };
 
 /// How long output may take to end once the command has.
 const END_OF_OUTPUT: Duration = Duration::from_secs(10);
+
+/// What nobody shows.
+const LAST: &str = "\0";
 
 /// The standard input of a command.
 pub enum Feed {
@@ -46,8 +50,8 @@ pub struct Running {
     stdout: Transcript,
     unread: Option<ChildStdout>,
     stderr: Transcript,
-    /// Its streams are a terminal, which stays open when it has ended.
-    in_terminal: bool,
+    /// Its streams are a terminal, which stays open when it has ended. This is the side of programs.
+    terminal: Option<File>,
     /// Where the next [`Running::expect`] begins to look.
     position: usize,
 }
@@ -62,7 +66,7 @@ impl Running {
             stdout: Transcript::empty(),
             unread: None,
             stderr: Transcript::empty(),
-            in_terminal: false,
+            terminal: None,
             position: 0,
         }
     }
@@ -82,8 +86,8 @@ impl Running {
         self
     }
 
-    pub(crate) fn with_screen(mut self, screen: Transcript) -> Self {
-        (self.stdout, self.in_terminal) = (screen, true);
+    pub(crate) fn with_screen(mut self, screen: Transcript, terminal: File) -> Self {
+        (self.stdout, self.terminal) = (screen, Some(terminal));
         self
     }
 
@@ -150,6 +154,15 @@ impl Running {
         String::from_utf8_lossy(bytes).into_owned()
     }
 
+    /// Waits until it or another process of its run has reached a phase, and holds that there.
+    #[track_caller]
+    pub fn reach(&self, failpoint: Failpoint) -> Held {
+        match failpoint.wait() {
+            Some(held) => held,
+            None => self.surprise("a process at a failpoint"),
+        }
+    }
+
     /// Waits until `text` is somewhere on its standard error.
     #[track_caller]
     pub fn expect_error(&self, text: &str) {
@@ -171,16 +184,31 @@ impl Running {
         let Some(status) = status else {
             self.surprise(&format!("an end within {deadline:?}"));
         };
-        for (name, stream) in [("output", &self.stdout), ("error", &self.stderr)] {
-            if !self.in_terminal && !stream.ended(END_OF_OUTPUT) {
-                self.surprise(&format!("nobody to have standard {name} open any more"));
+        match self.terminal.take() {
+            Some(terminal) => self.see_all(terminal),
+            None => {
+                for (name, stream) in [("output", &self.stdout), ("error", &self.stderr)] {
+                    if !stream.ended(END_OF_OUTPUT) {
+                        self.surprise(&format!("nobody to have standard {name} open any more"));
+                    }
+                }
             }
         }
         Finished {
             command: self.command.clone(),
             status,
-            stdout: self.stdout.bytes(),
+            stdout: without_last(self.stdout.bytes()),
             stderr: self.stderr.bytes(),
+        }
+    }
+
+    /// Waits until everything has been seen that it has shown: a terminal has no end.
+    #[track_caller]
+    fn see_all(&self, mut terminal: File) {
+        let shown = self.stdout.bytes().len();
+        let last = terminal.write_all(LAST.as_bytes());
+        if last.is_err() || self.stdout.find(LAST, shown, END_OF_OUTPUT).is_none() {
+            self.surprise("to see what is shown on the terminal");
         }
     }
 
@@ -212,6 +240,13 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn without_last(mut bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.ends_with(LAST.as_bytes()) {
+        bytes.truncate(bytes.len() - LAST.len());
+    }
+    bytes
 }
 
 fn around(root: &Path) -> String {

@@ -107,7 +107,7 @@ fn a_command_that_is_stopped_while_it_makes_a_container_is_in_nobodys_way() {
     let failpoint = root.hold("prepare");
     let stopped = root.run_to_failpoints(["--rm", "busybox", "echo", "late"]);
     let stopped = stopped.start();
-    let held = failpoint.wait();
+    let held = stopped.reach(failpoint);
     stopped.signal(Signal::STOP);
     root.sh("echo other").finish().code(0).stdout("other\n");
     assert!(root.containers().is_empty());

@@ -117,8 +117,10 @@ impl Matrix {
         }
     }
 
-    /// Ends what a round has left that failed.
+    /// Says more about a round that failed, and ends what it has left.
     pub fn clear_up(&self) {
+        // Of the run that was hit, and of the next.
+        eprint!("{}", self.root.newest_boot_logs(2));
         for process in self.others() {
             // First of all it must hear the other.
             let _ = kill_process(process.pid, Signal::CONT);
@@ -168,7 +170,7 @@ impl Matrix {
         if case.phase >= Phase::Exit {
             hit.give_input();
         }
-        let held = failpoint.map(Failpoint::wait);
+        let held = failpoint.map(|failpoint| hit.run.reach(failpoint));
         let victims = self.victims(case, hit);
         let signal = |signal| {
             for victim in &victims {
@@ -180,7 +182,7 @@ impl Matrix {
             Blow::Kill => signal(Signal::KILL),
             Blow::Term => signal(Signal::TERM),
             Blow::Interrupt => match &hit.terminal {
-                Some(terminal) => terminal.type_keys("\x03"),
+                Some(_) => hit.interrupt(),
                 None => signal(Signal::INT),
             },
             Blow::Pause => {
@@ -197,9 +199,7 @@ impl Matrix {
                 drop(held);
                 std::thread::sleep(MOMENT);
                 let struck = Instant::now();
-                if let Some(terminal) = &hit.terminal {
-                    terminal.type_keys("\x03");
-                }
+                hit.interrupt();
                 if case.victim == Victim::Command || case.end() == End::Complete {
                     // Nobody is there who could do anything about it.
                     std::thread::sleep(MOMENT);
@@ -292,6 +292,14 @@ impl Default for Matrix {
 }
 
 impl Hit {
+    /// Presses Ctrl-C, and waits until the terminal shows it: that is when it has sent the signal.
+    fn interrupt(&mut self) {
+        if let Some(terminal) = &self.terminal {
+            terminal.type_keys("\x03");
+            self.run.expect("^C");
+        }
+    }
+
     /// What the container's process waits for.
     fn give_input(&mut self) {
         match &self.terminal {
