@@ -184,20 +184,24 @@ impl Running {
         let Some(status) = status else {
             self.surprise(&format!("an end within {deadline:?}"));
         };
-        match self.terminal.take() {
-            Some(terminal) => self.see_all(terminal),
+        let stdout = match self.terminal.take() {
+            Some(terminal) => {
+                self.see_all(terminal);
+                without_last(self.stdout.bytes())
+            }
             None => {
                 for (name, stream) in [("output", &self.stdout), ("error", &self.stderr)] {
                     if !stream.ended(END_OF_OUTPUT) {
                         self.surprise(&format!("nobody to have standard {name} open any more"));
                     }
                 }
+                self.stdout.bytes()
             }
-        }
+        };
         Finished {
             command: self.command.clone(),
             status,
-            stdout: without_last(self.stdout.bytes()),
+            stdout,
             stderr: self.stderr.bytes(),
         }
     }
