@@ -66,6 +66,14 @@ impl Progress {
         self.begin(what.into(), Some(total), COUNT)
     }
 
+    /// Says something that whoever waits should know, though it goes on.
+    pub fn warn(&self, what: &str) {
+        if self.style != Style::Silent {
+            // Nobody is left to tell that standard error is closed.
+            let _ = writeln!(stderr(), "warning: {what}");
+        }
+    }
+
     fn begin(&self, what: String, total: Option<u64>, template: &str) -> Step {
         let bar = (self.style == Style::Bars).then(|| {
             let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());

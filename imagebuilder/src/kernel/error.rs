@@ -59,6 +59,17 @@ pub enum Error {
         /// Where the distribution's package has it.
         path: PathBuf,
     },
+    /// There is no archive to look into.
+    #[error(
+        "The source is in the package {package} of Debian's {suite}, and apt knows no archive of Debian here: run apt-get \
+         update if this is one, or name a tarball by --source (KERNEL_SOURCE= for make)"
+    )]
+    NoArchive {
+        /// The package.
+        package: String,
+        /// Of which suite.
+        suite: String,
+    },
     /// What was downloaded is not what the variant names.
     #[error("{url} has the SHA-256 {found}, not {expected}: it was removed")]
     Damaged {

@@ -3,7 +3,7 @@
 //! The cache is shared by all working trees of a user:
 //!
 //! ```text
-//! kernel/download/           tarballs that no package has
+//! kernel/download/           tarballs that no installed package has
 //! kernel/hashes/             the SHA-256 of each tarball that was seen
 //! kernel/source/<sha256>/    an unpacked tarball, patched
 //! kernel/build/<variant>/    object files, by which a changed option costs less than everything
@@ -18,6 +18,7 @@ mod download;
 mod error;
 mod fragment;
 mod lock;
+mod package;
 mod patches;
 mod source;
 mod toolchain;
@@ -26,13 +27,14 @@ mod variant;
 pub use error::Error;
 pub use fragment::{Options, Wanted};
 pub use patches::Patches;
-pub use variant::{Arch, Release, Variant};
+pub use variant::{Arch, Package, Release, Variant};
 
 use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use crate::atomic;
+use crate::hashes::Hashes;
 use crate::manifest::Origin;
 use crate::progress::Progress;
 use crate::sha256;
@@ -83,12 +85,15 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Origin, Error> {
         .map_err(|source| Error::write(&request.cache, source))?
         .join("kernel");
     let source = Source::find(request.source.as_deref(), &variant, &cache, progress)?;
-    let toolchain = toolchain::identify()?;
+    let mut toolchain = toolchain::identify()?;
+    if variant.arch == Arch::Um {
+        toolchain += &toolchain::identify_library(&Hashes::new(cache.join("hashes")))?;
+    }
     let key = key(&variant, &source, &request.local_version, &toolchain);
     let built = cache.join("built").join(key);
     if !built.exists() {
         toolchain::check()?;
-        let tree = source.unpack(&variant.series, &cache, progress)?;
+        let tree = source.unpack(&variant, &cache, progress)?;
         let builds = cache.join("build");
         let build = Build::open(&builds, &variant, &tree, &source.identity, progress)?;
         // Somebody may have built it while we waited.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Patches, Variant, child, download, lock};
+use super::{Error, Patches, Variant, child, download, lock, package};
 use crate::hashes::Hashes;
 use crate::manifest::Origin;
 use crate::progress::Progress;
@@ -33,7 +33,7 @@ impl Source {
     }
 
     /// Finds the source of `variant`: the tarball that the user named, else the one of the distribution's package,
-    /// else the release that the variant names, downloaded. This is the one place that knows where sources come from.
+    /// else the release or the package that the variant names, downloaded. This is the one place that knows where sources come from.
     pub(super) fn find(
         named: Option<&Path>,
         variant: &Variant,
@@ -42,16 +42,20 @@ impl Source {
     ) -> Result<Self, Error> {
         let series = &variant.series;
         let packaged = Path::new(DISTRIBUTION).join(format!("linux-source-{series}.tar.xz"));
-        let tarball = match (named, &variant.release) {
-            (Some(tarball), _) => tarball.to_path_buf(),
-            (None, _) if packaged.exists() => packaged,
-            (None, Some(release)) => download::release(release, &cache.join("download"), progress)?,
-            (None, None) => {
-                return Err(Error::NoSource {
-                    series: series.clone(),
-                    path: packaged,
-                });
-            }
+        let downloads = cache.join("download");
+        let tarball = if let Some(tarball) = named {
+            tarball.to_path_buf()
+        } else if packaged.exists() {
+            packaged
+        } else if let Some(release) = &variant.release {
+            download::release(release, &downloads, progress)?
+        } else if let Some(package) = &variant.package {
+            package::source(series, &package.suite, &downloads, progress)?
+        } else {
+            return Err(Error::NoSource {
+                series: series.clone(),
+                path: packaged,
+            });
         };
         let sha256 = identify(&tarball, &Hashes::new(cache.join("hashes")), progress)?;
         let patches = variant.patches.clone();
@@ -63,10 +67,10 @@ impl Source {
         })
     }
 
-    /// Unpacks the source below `cache` and patches it, unless that is done, and gives the directory.
+    /// Unpacks the source of `variant` below `cache` and patches it, unless that is done, and gives the directory.
     pub(super) fn unpack(
         &self,
-        series: &str,
+        variant: &Variant,
         cache: &Path,
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
@@ -78,23 +82,28 @@ impl Source {
             if !directory.exists() {
                 let step = format!("Unpacking {}, once", self.tarball.display());
                 let step = progress.step(step);
-                self.unpack_to(&directory, &sources, &lock)?;
+                self.unpack_to(&directory, &variant.series, &sources, &lock)?;
                 step.finish();
             }
         }
-        let found = series_of(&directory)?;
-        if found != series {
-            return Err(Error::Series {
-                tarball: self.tarball.clone(),
-                series: series.to_owned(),
-                found,
-            });
+        let release = self.check(&directory, &variant.series)?;
+        if let Some(package) = variant.package.as_ref().filter(|it| it.tried != release) {
+            let (name, tried) = (&variant.name, &package.tried);
+            progress.warn(&format!(
+                "the kernel {name} was made with Linux {tried}; going on with {release}"
+            ));
         }
         Ok(directory)
     }
 
     /// Unpacks to `directory`, which appears whole or not at all. The lock on `sources` is held.
-    fn unpack_to(&self, directory: &Path, sources: &Path, lock: &File) -> Result<(), Error> {
+    fn unpack_to(
+        &self,
+        directory: &Path,
+        series: &str,
+        sources: &Path,
+        lock: &File,
+    ) -> Result<(), Error> {
         let failed = |source| Error::write(sources, source);
         let beside = sources.join("unpacking");
         // An unpacking that was killed has left it.
@@ -109,8 +118,24 @@ impl Source {
         let log = sources.join("unpack.log");
         remove(&log).map_err(failed)?;
         child::run("tar", tar, &what, &log, lock, |_| ())?;
+        // That a patch does not fit another series would say less.
+        self.check(&beside, series)?;
         self.patches.apply(&beside, &log, lock)?;
         std::fs::rename(&beside, directory).map_err(failed)
+    }
+
+    /// Checks that the source in `directory` is of `series`, and gives its release.
+    fn check(&self, directory: &Path, series: &str) -> Result<String, Error> {
+        let [version, patch_level, sublevel] = release_of(directory)?;
+        let found = format!("{version}.{patch_level}");
+        if found != series {
+            return Err(Error::Series {
+                tarball: self.tarball.clone(),
+                series: series.to_owned(),
+                found,
+            });
+        }
+        Ok(format!("{found}.{sublevel}"))
     }
 }
 
@@ -130,8 +155,8 @@ fn identify(tarball: &Path, hashes: &Hashes, progress: &Progress) -> Result<Stri
     Ok(sha256)
 }
 
-/// The first two numbers of the version, by the `Makefile` in `directory`.
-fn series_of(directory: &Path) -> Result<String, Error> {
+/// The three numbers of the version, by the `Makefile` in `directory`.
+fn release_of(directory: &Path) -> Result<[String; 3], Error> {
     let path = directory.join("Makefile");
     let text = std::fs::read_to_string(&path).map_err(|source| Error::read(&path, source))?;
     let number = |name: &str| {
@@ -142,8 +167,8 @@ fn series_of(directory: &Path) -> Result<String, Error> {
         let (_, value) = lines.find(|(left, _)| left.trim() == name)?;
         Some(value.trim())
     };
-    let [version, patch_level] = ["VERSION", "PATCHLEVEL"].map(|name| number(name).unwrap_or("?"));
-    Ok(format!("{version}.{patch_level}"))
+    let number = |name: &str| number(name).unwrap_or("?").to_owned();
+    Ok(["VERSION", "PATCHLEVEL", "SUBLEVEL"].map(number))
 }
 
 /// Removes a file or directory that need not exist.
@@ -182,6 +207,7 @@ mod tests {
             name: "it".into(),
             series: series.into(),
             release: None,
+            package: None,
             arch: Arch::X86_64,
             options: Options::default(),
             patches: Patches::default(),
@@ -198,7 +224,8 @@ mod tests {
         let folder = Folder::new("kernel-source");
         let tarball = tarball(&folder, MAKEFILE);
         let source = find(&folder, &tarball).unwrap();
-        let unpack = || source.unpack("6.12", folder.path(), &Progress::silent());
+        let variant = variant("6.12");
+        let unpack = || source.unpack(&variant, folder.path(), &Progress::silent());
         // What a killed one has left is in nobody's way.
         std::fs::create_dir_all(folder.path().join("source/unpacking/old")).unwrap();
         let directory = unpack().unwrap();
@@ -214,9 +241,37 @@ mod tests {
         let folder = Folder::new("kernel-series");
         let tarball = tarball(&folder, b"VERSION = 7\nPATCHLEVEL = 2\n");
         let source = find(&folder, &tarball).unwrap();
-        let error = source.unpack("6.12", folder.path(), &Progress::silent());
+        let error = source.unpack(&variant("6.12"), folder.path(), &Progress::silent());
         let error = error.unwrap_err().to_string();
         assert!(error.contains("holds Linux 7.2"), "{error}");
+    }
+
+    #[test]
+    fn the_release_is_told_by_the_source() {
+        let folder = Folder::new("kernel-release");
+        let source = find(&folder, &tarball(&folder, MAKEFILE)).unwrap();
+        let directory = source.unpack(&variant("6.12"), folder.path(), &Progress::silent());
+        let release = source.check(&directory.unwrap(), "6.12");
+        assert_eq!(release.unwrap(), "6.12.1");
+    }
+
+    #[test]
+    fn a_source_of_another_series_is_not_patched() {
+        let folder = Folder::new("kernel-unpatched");
+        let patches = folder.path().join("patches/x86_64");
+        std::fs::create_dir_all(&patches).unwrap();
+        std::fs::write(
+            patches.join("0001.patch"),
+            "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n",
+        )
+        .unwrap();
+        let mut variant = variant("7.2");
+        variant.patches = Patches::read(folder.path(), Arch::X86_64).unwrap();
+        let tarball = tarball(&folder, MAKEFILE);
+        let (cache, progress) = (folder.path(), Progress::silent());
+        let source = Source::find(Some(&tarball), &variant, cache, &progress).unwrap();
+        let error = source.unpack(&variant, cache, &progress).unwrap_err();
+        assert!(matches!(error, Error::Series { .. }), "{error}");
     }
 
     #[test]
@@ -225,7 +280,7 @@ mod tests {
         let path = folder.path().join("linux.tar");
         std::fs::write(&path, "no archive").unwrap();
         let source = find(&folder, &path).unwrap();
-        let error = source.unpack("6.12", folder.path(), &Progress::silent());
+        let error = source.unpack(&variant("6.12"), folder.path(), &Progress::silent());
         let error = error.unwrap_err().to_string();
         assert!(error.contains("tar:"), "{error}");
         assert!(

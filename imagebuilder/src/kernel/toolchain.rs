@@ -1,9 +1,11 @@
 //! The tools that build a kernel.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Stdio;
 
 use super::{Error, child};
+use crate::hashes::Hashes;
 
 /// The programs that a build runs, and the packages of Debian that have them.
 const PROGRAMS: [(&str, &str); 11] = [
@@ -45,6 +47,27 @@ pub(super) fn identify() -> Result<String, Error> {
         lines.push('\n');
     }
     Ok(lines)
+}
+
+/// What the C library is that a kernel which runs as a process is linked with. `hashes` remembers.
+pub(super) fn identify_library(hashes: &Hashes) -> Result<String, Error> {
+    let program = "gcc";
+    let mut command = child::command(program);
+    command.arg("-print-file-name=libc.a").stdin(Stdio::null());
+    let output = command
+        .output()
+        .map_err(|source| Error::Run { program, source })?;
+    let path = String::from_utf8_lossy(&output.stdout);
+    let path = Path::new(path.trim_end());
+    // It gives back what it does not find.
+    if !path.is_absolute() {
+        let (missing, packages) = (vec!["libc.a"], vec!["libc6-dev"]);
+        return Err(Error::Tools { missing, packages });
+    }
+    let sha256 = hashes
+        .get(path)
+        .map_err(|source| Error::read(path, source))?;
+    Ok(format!("libc.a {sha256}\n"))
 }
 
 /// Checks that everything is there: a build would notice only after minutes.
@@ -107,6 +130,18 @@ mod tests {
         std::fs::remove_file(folder.path().join("bc")).unwrap();
         assert_eq!(missing_programs(path), [("bc", "bc"), ("xz", "xz-utils")]);
         assert_eq!(missing_programs(OsStr::new("")).len(), PROGRAMS.len());
+    }
+
+    #[test]
+    fn the_c_library_is_known_by_its_content() {
+        if check().is_err() {
+            eprintln!("skipped: the tools that build a kernel are not installed");
+            return;
+        }
+        let folder = Folder::new("libc");
+        let line = identify_library(&Hashes::new(folder.path().into())).unwrap();
+        let hash = line.strip_prefix("libc.a ").unwrap().trim_end();
+        assert!(crate::sha256::is_hash(hash), "{line}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ```text
 //! series 6.12              # of which the source is
 //! release 6.12.94 e998…    # of that series, and the SHA-256 of its tarball: what is downloaded where no source is
+//! package trixie-backports 7.2.12 # or instead: a suite of Debian that has it, and the release that was tried
 //! arch x86_64              # make's ARCH
 //! fragments base x86 net   # merged in this order over tinyconfig
 //! ```
@@ -50,6 +51,15 @@ pub struct Release {
     pub sha256: String,
 }
 
+/// A package of Debian with the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Package {
+    /// The suite that has it, such as `trixie-backports`. It has one release at a time, so it may have another.
+    pub suite: String,
+    /// The version of Linux that the variant was made with.
+    pub tried: String,
+}
+
 /// What a kernel is built of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variant {
@@ -59,6 +69,8 @@ pub struct Variant {
     pub series: String,
     /// What is downloaded where the source is missing.
     pub release: Option<Release>,
+    /// What is downloaded instead.
+    pub package: Option<Package>,
     /// What it runs on.
     pub arch: Arch,
     /// What its fragments ask for.
@@ -91,6 +103,7 @@ impl Variant {
             name: name.to_owned(),
             series: parsed.series,
             release: parsed.release,
+            package: parsed.package,
             arch: parsed.arch,
             options,
             patches,
@@ -101,12 +114,14 @@ impl Variant {
 struct Parsed {
     series: String,
     release: Option<Release>,
+    package: Option<Package>,
     arch: Arch,
     fragments: Vec<String>,
 }
 
 fn parse(text: &str) -> Result<Parsed, (usize, &'static str)> {
-    let (mut series, mut release, mut arch, mut fragments) = (None, None, None, Vec::new());
+    let (mut series, mut release, mut package, mut arch) = (None, None, None, None);
+    let mut fragments = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let failed = |reason| (index + 1, reason);
         let line = line.split('#').next().unwrap_or_default();
@@ -124,6 +139,15 @@ fn parse(text: &str) -> Result<Parsed, (usize, &'static str)> {
                     "A release is a version and the SHA-256 of its tarball",
                 ));
             }
+            ["package", suite, tried] if is_plain(suite) && is_version(tried) => {
+                let (suite, tried) = ((*suite).to_owned(), (*tried).to_owned());
+                package = Some(Package { suite, tried });
+            }
+            ["package", ..] => {
+                return Err(failed(
+                    "A package is a suite of Debian and a version of Linux",
+                ));
+            }
             ["arch", "x86_64"] => arch = Some(Arch::X86_64),
             ["arch", "um"] => arch = Some(Arch::Um),
             ["arch", ..] => return Err(failed("The architecture is x86_64 or um")),
@@ -131,7 +155,11 @@ fn parse(text: &str) -> Result<Parsed, (usize, &'static str)> {
                 fragments.extend(names.iter().map(|name| (*name).to_owned()));
             }
             ["fragments", ..] => return Err(failed("Fragments are named without directory")),
-            _ => return Err(failed("Expected series, release, arch or fragments")),
+            _ => {
+                return Err(failed(
+                    "Expected series, release, package, arch or fragments",
+                ));
+            }
         }
     }
     // What is missing, is missing at the end.
@@ -139,6 +167,7 @@ fn parse(text: &str) -> Result<Parsed, (usize, &'static str)> {
     Ok(Parsed {
         series: series.ok_or((end, "The series is missing"))?,
         release,
+        package,
         arch: arch.ok_or((end, "The architecture is missing"))?,
         fragments,
     })
@@ -195,6 +224,16 @@ mod tests {
     }
 
     #[test]
+    fn a_variant_may_name_a_package_to_download() {
+        let text = "series 7.2\npackage trixie-backports 7.2.12\narch um\n";
+        let package = read(text).unwrap().package.unwrap();
+        assert_eq!(
+            (package.suite.as_str(), package.tried.as_str()),
+            ("trixie-backports", "7.2.12")
+        );
+    }
+
+    #[test]
     fn malformed_variants_are_refused() {
         let rows = [
             ("arch um\n", "series is missing"),
@@ -203,6 +242,9 @@ mod tests {
             ("series ../x.1\n", "two numbers"),
             ("release 6.12.1\n", "SHA-256"),
             ("release 6.12.1 e99\n", "SHA-256"),
+            ("package sid\n", "suite"),
+            ("package ../sid 7.2\n", "suite"),
+            ("package sid 7.2~rc1\n", "suite"),
             ("arch arm64\n", "x86_64 or um"),
             ("fragments ../a\n", "without directory"),
             ("fragment a\n", "Expected"),
