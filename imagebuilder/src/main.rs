@@ -1,6 +1,6 @@
 //! The `imagebuilder` command: makes what a VM boots.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -64,6 +64,9 @@ enum Command {
         /// How many compilers to run at once [default: one for each CPU]
         #[arg(long, value_name = "N")]
         jobs: Option<NonZero<usize>>,
+        /// Where nobody has the source, warn, write nothing and succeed
+        #[arg(long)]
+        optional: bool,
         #[command(flatten)]
         origin: OriginFiles,
     },
@@ -150,6 +153,13 @@ impl OriginFiles {
         }
         write(path, &manifest::to_json(&origin)?)
     }
+
+    fn remove(&self) -> Result<()> {
+        match self.origin.as_deref().map(std::fs::remove_file) {
+            Some(Err(error)) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -190,6 +200,7 @@ fn execute(Arguments { quiet, command }: Arguments) -> Result<()> {
             source,
             local_version,
             jobs,
+            optional,
             origin,
         } => {
             let request = kernel::Request {
@@ -201,7 +212,17 @@ fn execute(Arguments { quiet, command }: Arguments) -> Result<()> {
                 cache,
                 out,
             };
-            origin.write(kernel::build(&request, &progress)?)?;
+            match kernel::build(&request, &progress) {
+                Err(error) if optional && error.is_without_source() => {
+                    progress.warn(&format!(
+                        "going on without the kernel {}: {error}",
+                        request.variant
+                    ));
+                    kernel::forget(&request)?;
+                    origin.remove()?;
+                }
+                built => origin.write(built?)?,
+            }
         }
         Command::Recipe {
             recipe,

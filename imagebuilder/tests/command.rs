@@ -98,3 +98,54 @@ fn an_error_is_printed_once_with_its_causes() {
     assert!(text(&unfit.stderr).contains("link it statically"));
     assert!(!folder.0.join("initfs").exists());
 }
+
+#[test]
+fn a_kernel_that_is_optional_is_done_without_where_nobody_has_its_source() {
+    let folder = Folder::new("optional");
+    let path = |name: &str| folder.0.join(name);
+    std::fs::create_dir_all(path("config/variants")).unwrap();
+    std::fs::write(
+        path("config/variants/it"),
+        "series 0.0\narch x86_64\nfragments a\n",
+    )
+    .unwrap();
+    std::fs::write(path("config/a.config"), "CONFIG_A=y # a\n").unwrap();
+    // What an earlier build has left.
+    let written = ["vmlinux", "config", "it.json"];
+    let leave = || {
+        std::fs::create_dir_all(path("out")).unwrap();
+        for name in written {
+            std::fs::write(path("out").join(name), "old").unwrap();
+        }
+    };
+    let build = |arguments: &[&str]| {
+        let common = "kernel --config-dir config --variant it --cache cache --out out/vmlinux --origin out/it.json";
+        let common: Vec<&str> = common.split(' ').collect();
+        imagebuilder(&folder.0, &[&common, arguments].concat())
+    };
+
+    leave();
+    let failed = build(&[]);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(path("out/vmlinux").exists());
+
+    for _ in 0..2 {
+        let warned = build(&["--optional"]);
+        let said = text(&warned.stderr);
+        assert!(warned.status.success(), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let expected =
+            "warning: going on without the kernel it: The source of Linux 0.0 is missing";
+        assert!(said.starts_with(expected), "{said}");
+        for name in written {
+            assert!(!path("out").join(name).exists(), "{name}");
+        }
+    }
+
+    // What is wrong with what was asked for is an error still.
+    std::fs::write(path("config/a.config"), "CONFIG_A=y\n").unwrap();
+    leave();
+    let failed = build(&["--optional"]);
+    assert_eq!(failed.status.code(), Some(1), "{}", text(&failed.stderr));
+    assert!(path("out/vmlinux").exists());
+}

@@ -62,13 +62,45 @@ pub enum Error {
     /// There is no archive to look into.
     #[error(
         "The source is in the package {package} of Debian's {suite}, and apt knows no archive of Debian here: run apt-get \
-         update if this is one, or name a tarball by --source (KERNEL_SOURCE= for make)"
+         update if this is one, or name a tarball by --source (UM_KERNEL_SOURCE= for make)"
     )]
     NoArchive {
         /// The package.
         package: String,
         /// Of which suite.
         suite: String,
+    },
+    /// The archive does not give the package.
+    #[error(
+        "{package} of Debian's {suite} cannot be downloaded from {archive}: {reason} ({}). Try again, or name a tarball by \
+         --source (UM_KERNEL_SOURCE= for make)", .log.display()
+    )]
+    Download {
+        /// The package.
+        package: String,
+        /// Of which suite.
+        suite: String,
+        /// The archive that was asked.
+        archive: String,
+        /// What apt says, in a line.
+        reason: String,
+        /// The file with all that apt says.
+        log: PathBuf,
+    },
+    /// The package has another release by now, for which our changes were not made.
+    #[error(
+        "Our patches were made for Linux {tried}, and do not fit {found} in {}: name a tarball of {tried} by --source \
+         (UM_KERNEL_SOURCE= for make)", .tarball.display()
+    )]
+    Unfit {
+        /// The release that the variant was made with.
+        tried: String,
+        /// The release that the tarball has.
+        found: String,
+        /// The tarball.
+        tarball: PathBuf,
+        /// Which patch does not fit, and where.
+        source: Box<Error>,
     },
     /// What was downloaded is not what the variant names.
     #[error("{url} has the SHA-256 {found}, not {expected}: it was removed")]
@@ -142,6 +174,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether all that is missing is a source that can be built: nothing that was asked for is wrong, but nobody has one
+    /// here and now.
+    pub fn is_without_source(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSource { .. }
+                | Self::NoArchive { .. }
+                | Self::Download { .. }
+                | Self::Unfit { .. }
+        )
+    }
+
     pub(super) fn read(path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         Self::Read { path, source }

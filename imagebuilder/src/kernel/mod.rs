@@ -188,6 +188,18 @@ fn release(kernel: &[u8]) -> Option<String> {
     String::from_utf8(rest[..end].to_vec()).ok()
 }
 
+/// What `request` was to write goes away, as there is nothing to write: an older kernel would be taken for a new one.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn forget(request: &Request) -> Result<(), Error> {
+    let config = request.out.with_file_name("config");
+    for path in [&request.out, &config] {
+        source::remove(path).map_err(|source| Error::write(path, source))?;
+    }
+    Ok(())
+}
+
 fn check_local_version(suffix: &str) -> Result<(), Error> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_+.".contains(&b);
     if suffix.len() > MAX_LOCAL_VERSION || !suffix.bytes().all(allowed) {

@@ -85,14 +85,13 @@ impl Apt<'_> {
         let parts = self.directory.join("parts/package.sources");
         std::fs::write(&parts, sources(archive, suite)).map_err(failed)?;
 
-        self.run(
-            "apt-get",
-            self.get("update"),
-            "Reading the list of packages",
-        )?;
         let mut download = self.get("download");
         download.arg(package);
-        self.run("apt-get", download, &format!("Downloading {package}"))?;
+        for command in [self.get("update"), download] {
+            let what = format!("Downloading {package}");
+            self.run("apt-get", command, &what)
+                .map_err(|error| unreachable(error, package, archive, suite))?;
+        }
 
         let mut extract = child::command("dpkg-deb");
         extract.arg("--extract").arg(self.downloaded(package)?);
@@ -125,6 +124,9 @@ impl Apt<'_> {
             "APT::Update::Error-Mode=any",
             "Acquire::Languages=none",
             "Acquire::Retries=3",
+            // Seconds. Whoever has no network should not wait for long to be told.
+            "Acquire::http::Timeout=10",
+            "Acquire::https::Timeout=10",
         ] {
             apt.args(["--option", setting]);
         }
@@ -148,6 +150,25 @@ impl Apt<'_> {
         }
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
         Err(Error::read(&self.directory.join(package), missing))
+    }
+}
+
+/// What it means that apt failed: its first complaint, in a line.
+fn unreachable(error: Error, package: &str, archive: &str, suite: &str) -> Error {
+    let Error::Failed { log, tail, .. } = error else {
+        return error;
+    };
+    let mut complaints = tail.lines().filter_map(|line| line.strip_prefix("E: "));
+    let complaint = complaints.next().or(tail.lines().last());
+    Error::Download {
+        package: package.to_owned(),
+        suite: suite.to_owned(),
+        archive: archive.to_owned(),
+        reason: complaint
+            .unwrap_or("apt-get failed")
+            .trim_end_matches(['.', ' '])
+            .to_owned(),
+        log,
     }
 }
 
@@ -179,8 +200,31 @@ mod tests {
         };
         let nowhere = format!("file:{}/nowhere", folder.path().display());
         let error = apt.fetch("linux-source-0.0", &nowhere, "none").unwrap_err();
+        assert!(error.is_without_source(), "{error:?}");
         let error = error.to_string();
-        assert!(error.contains("list of packages failed"), "{error}");
-        assert!(error.contains("nowhere"), "{error}");
+        let expected = "linux-source-0.0 of Debian's none cannot be downloaded from file:";
+        assert!(error.starts_with(expected), "{error}");
+        assert!(error.contains("does not have a Release file ("), "{error}");
+        assert!(error.contains("--source"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+
+    #[test]
+    fn of_what_apt_says_the_first_complaint_is_quoted() {
+        let reason = |tail: &str| {
+            let error = Error::Failed {
+                what: "Downloading".into(),
+                log: "log".into(),
+                tail: tail.into(),
+            };
+            match unreachable(error, "p", "a", "s") {
+                Error::Download { reason, .. } => reason,
+                error => panic!("{error:?}"),
+            }
+        };
+        let two = "Err:1 x\nE: Failed to fetch x\nE: Some index files failed";
+        assert_eq!(reason(two), "Failed to fetch x");
+        assert_eq!(reason("one\nKilled"), "Killed");
+        assert_eq!(reason(""), "apt-get failed");
     }
 }

@@ -82,7 +82,7 @@ impl Source {
             if !directory.exists() {
                 let step = format!("Unpacking {}, once", self.tarball.display());
                 let step = progress.step(step);
-                self.unpack_to(&directory, &variant.series, &sources, &lock)?;
+                self.unpack_to(&directory, variant, &sources, &lock)?;
                 step.finish();
             }
         }
@@ -100,7 +100,7 @@ impl Source {
     fn unpack_to(
         &self,
         directory: &Path,
-        series: &str,
+        variant: &Variant,
         sources: &Path,
         lock: &File,
     ) -> Result<(), Error> {
@@ -119,8 +119,17 @@ impl Source {
         remove(&log).map_err(failed)?;
         child::run("tar", tar, &what, &log, lock, |_| ())?;
         // That a patch does not fit another series would say less.
-        self.check(&beside, series)?;
-        self.patches.apply(&beside, &log, lock)?;
+        let found = self.check(&beside, &variant.series)?;
+        let applied = self.patches.apply(&beside, &log, lock);
+        applied.map_err(|error| match &variant.package {
+            Some(package) if package.tried != found => Error::Unfit {
+                tried: package.tried.clone(),
+                found,
+                tarball: self.tarball.clone(),
+                source: Box::new(error),
+            },
+            _ => error,
+        })?;
         std::fs::rename(&beside, directory).map_err(failed)
     }
 
@@ -187,7 +196,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{Arch, Options};
+    use crate::kernel::{Arch, Options, Package};
     use crate::sha256;
     use crate::testing::{Folder, Layer};
 
@@ -272,6 +281,37 @@ mod tests {
         let source = Source::find(Some(&tarball), &variant, cache, &progress).unwrap();
         let error = source.unpack(&variant, cache, &progress).unwrap_err();
         assert!(matches!(error, Error::Series { .. }), "{error}");
+    }
+
+    #[test]
+    fn patches_that_do_not_fit_are_a_missing_source_where_another_release_than_was_tried_is_there()
+    {
+        let folder = Folder::new("kernel-unfit");
+        let patches = folder.path().join("patches/x86_64");
+        std::fs::create_dir_all(&patches).unwrap();
+        let text = "--- a/Makefile\n+++ b/Makefile\n@@ -1 +1 @@\n-# Another\n+b\n";
+        std::fs::write(patches.join("0001.patch"), text).unwrap();
+        let mut variant = variant("6.12");
+        variant.patches = Patches::read(folder.path(), Arch::X86_64).unwrap();
+        let tarball = tarball(&folder, MAKEFILE);
+        let (cache, progress) = (folder.path(), Progress::silent());
+        let source = Source::find(Some(&tarball), &variant, cache, &progress).unwrap();
+        let mut unpack = |tried: Option<&str>| {
+            variant.package = tried.map(|tried| Package {
+                suite: "none".into(),
+                tried: tried.into(),
+            });
+            source.unpack(&variant, cache, &progress).unwrap_err()
+        };
+        // For the one that was tried they have to fit.
+        for tried in [None, Some("6.12.1")] {
+            assert!(matches!(unpack(tried), Error::Failed { .. }), "{tried:?}");
+        }
+        let error = unpack(Some("6.12.0"));
+        assert!(error.is_without_source(), "{error:?}");
+        let error = error.to_string();
+        let expected = "Our patches were made for Linux 6.12.0, and do not fit 6.12.1 in ";
+        assert!(error.starts_with(expected), "{error}");
     }
 
     #[test]
