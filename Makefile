@@ -2,6 +2,7 @@
 #
 #   out/bin/vmm                              the command; finds ../share/vmm
 #   out/share/vmm/kernels/default/vmlinux    the kernel of every container that asks for no other
+#   out/share/vmm/kernels/um/vmlinux         the same as a process, for hosts without virtualization
 #   out/share/vmm/initfs.cpio                vminitd, PID 1 of every VM
 #   out/share/vmm/images/                    images that come with it: busybox
 #   out/share/vmm/manifest.json              what all of these are, by hashes, and what they were made of
@@ -20,12 +21,13 @@ DESTDIR ?=
 
 # Kernels are built once and kept here, by the hash of what they are made of. Nothing in it is irreplaceable.
 VMM_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmm
-# A tarball of the kernel's source, instead of the distribution's package.
+# A tarball of the kernel's source, instead of the distribution's package; and of the kernel um's, of a newer series.
 KERNEL_SOURCE ?=
+UM_KERNEL_SOURCE ?=
 # How often make soak lets everything happen.
 ROUNDS ?= 10
 RUNS ?= 1000
-export VMM_CACHE KERNEL_SOURCE
+export VMM_CACHE KERNEL_SOURCE UM_KERNEL_SOURCE
 # cargo and the kernel's build decide for themselves how much to run at once, and do it in turn.
 unexport MAKEFLAGS MFLAGS
 
@@ -52,6 +54,7 @@ help: ## This list
 	@echo
 	@echo "  PREFIX=$(PREFIX)"
 	@echo "  KERNEL_SOURCE=$(or $(KERNEL_SOURCE),linux-*.tar.xz)   a tarball to use instead of Debian's package"
+	@echo "  UM_KERNEL_SOURCE=$(or $(UM_KERNEL_SOURCE),linux-*.tar.xz)   the same for the kernel um"
 	@echo "  VMM_CACHE=$(VMM_CACHE)   built kernels"
 	@echo "  VMM_TEST_ACCEL=$(or $(VMM_TEST_ACCEL),tcg)   the accelerator under test"
 	@echo "  ROUNDS=$(ROUNDS) RUNS=$(RUNS)   how long make soak takes"
@@ -64,7 +67,7 @@ setup-tests: ## The same for the tests
 
 build: $(PROGRAMS) ## The programs: vmm, vminitd, imagebuilder
 
-image: $(SHARE)/manifest.json ## What a VM boots: kernel, initfs, default image
+image: $(SHARE)/manifest.json ## What a VM boots: kernels, initfs, default image
 
 kernel: out/kernels/$(VARIANT)/vmlinux ## Another kernel, for --kernel: VARIANT=retpoline makes out/kernels/retpoline/vmlinux
 
@@ -114,11 +117,17 @@ $(BENCHMARKS) &: FORCE | setup
 
 # $(call KERNEL,VARIANT)
 KERNEL = $(IMAGEBUILDER) kernel --config-dir kernel-config --variant $(1) --cache "$(VMM_CACHE)" \
-	$(if $(KERNEL_SOURCE),--source "$(KERNEL_SOURCE)") --out $@
+	$(if $(call SOURCE,$(1)),--source "$(call SOURCE,$(1))") --out $@
+SOURCE = $(if $(filter um,$(1)),$(UM_KERNEL_SOURCE),$(KERNEL_SOURCE))
 
 $(SHARE)/kernels/default/vmlinux: $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D) $(ORIGINS)
-	@$(call KERNEL,default) --origin $(ORIGINS)/kernel.json
+	@$(call KERNEL,default) --origin $(ORIGINS)/kernel-default.json
+
+# Its source is in a suite that need not be reached from here. Without it everything else is built.
+$(SHARE)/kernels/um/vmlinux: $(IMAGEBUILDER) FORCE
+	@mkdir -p $(ORIGINS)
+	@$(call KERNEL,um) --optional --origin $(ORIGINS)/kernel-um.json
 
 out/kernels/%/vmlinux: $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D)
@@ -142,7 +151,8 @@ $(SHARE)/images/names.json: $(IMAGEBUILDER) FORCE
 		--origin $(ORIGINS)/busybox.json --knowing $(ORIGINS)/busybox-oci.json) && \
 		scripts/keep-only $(SHARE)/images "$$loaded"
 
-$(SHARE)/manifest.json: $(SHARE)/kernels/default/vmlinux $(SHARE)/initfs.cpio $(SHARE)/images/names.json out/bin/vmm
+$(SHARE)/manifest.json: $(SHARE)/kernels/default/vmlinux $(SHARE)/kernels/um/vmlinux $(SHARE)/initfs.cpio $(SHARE)/images/names.json out/bin/vmm
 	@scripts/program-origin vmm out/bin/vmm $(ORIGINS)/vmm.json agent-protocol host-vmm imagebuilder
-	@$(IMAGEBUILDER) manifest --prefix out --program $(ORIGINS)/vmm.json --kernel $(ORIGINS)/kernel.json \
+	@kernels=($(ORIGINS)/kernel-*.json); \
+		$(IMAGEBUILDER) manifest --prefix out --program $(ORIGINS)/vmm.json "$${kernels[@]/#/--kernel=}" \
 		--initfs $(ORIGINS)/initfs.json --image $(ORIGINS)/busybox.json
