@@ -4,8 +4,9 @@
 //! a temporary file behind; [`is_temporary`] tells its name, and [`sweep`] removes those that nobody writes any more.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,17 +38,32 @@ pub fn update(path: &Path, bytes: &[u8]) -> io::Result<()> {
     prepare_update(path, bytes)?.map_or(Ok(()), Writer::commit)
 }
 
+/// As [`update`], of a program: mode 0755 less the umask.
+///
+/// # Errors
+/// As [`write`].
+pub fn update_program(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    prepare(path, bytes, 0o755)?.map_or(Ok(()), Writer::commit)
+}
+
 /// What [`update`] writes, to be committed later; `None` if the file has these bytes already.
 ///
 /// # Errors
 /// Those of writing.
 pub fn prepare_update(path: &Path, bytes: &[u8]) -> io::Result<Option<Writer>> {
-    let is_there = std::fs::metadata(path).is_ok_and(|there| there.len() == bytes.len() as u64)
+    prepare(path, bytes, 0o644)
+}
+
+fn prepare(path: &Path, bytes: &[u8], mode: u32) -> io::Result<Option<Writer>> {
+    // Who owns a program can execute it.
+    let fits = |there: &Metadata| there.mode() & 0o100 >= mode & 0o100;
+    let same_size = |there: &Metadata| there.len() == bytes.len() as u64;
+    let is_there = std::fs::metadata(path).is_ok_and(|there| same_size(&there) && fits(&there))
         && std::fs::read(path).is_ok_and(|there| there == bytes);
     if is_there {
         return Ok(None);
     }
-    let mut writer = Writer::create(path)?;
+    let mut writer = Writer::create_with_mode(path, mode)?;
     writer.write_all(bytes)?;
     Ok(Some(writer))
 }
@@ -284,6 +300,20 @@ mod tests {
         writer.commit().unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_program_is_one_whatever_was_there() {
+        let folder = Folder::new("atomic-program");
+        let path = folder.path().join("program");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o100;
+        update(&path, b"x").unwrap();
+        assert_eq!(mode(), 0);
+        update_program(&path, b"x").unwrap();
+        assert_eq!(mode(), 0o100);
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        update_program(&path, b"x").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
     }
 
     #[test]

@@ -106,9 +106,13 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Origin, Error> {
     let files = Files::read(&built)?;
     files.check(&built)?;
     let config = request.out.with_file_name("config");
-    for (content, out) in [(&files.kernel, &request.out), (&files.config, &config)] {
-        publish(content, out).map_err(|source| Error::write(out, source))?;
-    }
+    // One that is a program is executed as it is.
+    let write_kernel = match variant.arch {
+        Arch::X86_64 => atomic::update,
+        Arch::Um => atomic::update_program,
+    };
+    publish(&files.kernel, &request.out, write_kernel)?;
+    publish(&files.config, &config, atomic::update)?;
     Ok(origin(&variant, &source, &toolchain, &files))
 }
 
@@ -234,11 +238,15 @@ fn keep(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Writes a file of the cache to where it is wanted, unless it is there. A copy, not a link: whoever changes it would
 /// change the cache.
-fn publish(content: &[u8], to: &Path) -> io::Result<()> {
-    if let Some(parent) = to.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    atomic::update(to, content)
+fn publish(
+    content: &[u8],
+    to: &Path,
+    write: fn(&Path, &[u8]) -> io::Result<()>,
+) -> Result<(), Error> {
+    let parent = to.parent().map_or(Ok(()), std::fs::create_dir_all);
+    parent
+        .and_then(|()| write(to, content))
+        .map_err(|source| Error::write(to, source))
 }
 
 #[cfg(test)]

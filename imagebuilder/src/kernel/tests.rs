@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 use crate::testing::{Folder, Layer};
 
@@ -184,6 +186,23 @@ fn a_kernel_is_built_once_for_what_it_is_made_of() {
     workshop.ask_for("CONFIG_A=y # a\nCONFIG_B=y # b\n");
     workshop.build().unwrap();
     assert_eq!(workshop.runs(), ["", "-second", ""]);
+}
+
+#[test]
+fn a_kernel_that_is_a_program_can_be_executed() {
+    let Some(workshop) = Workshop::new("kernel-program") else {
+        return;
+    };
+    let variant = workshop.folder.path().join("config/variants/it");
+    let is_program = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o100 != 0;
+    workshop.build().unwrap();
+    assert!(!is_program(&workshop.request.out));
+    std::fs::write(variant, "series 6.12\narch um\nfragments a\n").unwrap();
+    for _ in 0..2 {
+        workshop.build().unwrap();
+        assert!(is_program(&workshop.request.out));
+    }
+    assert_eq!(workshop.runs(), ["", ""]);
 }
 
 #[test]
