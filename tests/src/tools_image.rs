@@ -7,11 +7,17 @@ use crate::artifacts;
 /// What it is called.
 pub const NAME: &str = "tools:1";
 
+/// Our own programs in it.
+const TOOLS: [&str; 2] = ["scatter", "vsock-probe"];
+
 /// Makes the image as an OCI layout below `folder`, and gives the layout's path.
 pub fn build(folder: &Path) -> PathBuf {
-    const PROBE: &str = "vsock-probe";
-    let program = artifacts::guest_tool(PROBE);
-    std::fs::copy(program, folder.join(PROBE)).expect("a copy of our own program");
+    let mut files = String::new();
+    for tool in TOOLS {
+        let program = artifacts::guest_tool(tool);
+        std::fs::copy(program, folder.join(tool)).expect("a copy of our own program");
+        files += &format!("file /bin/{tool} 755 {tool}\n");
+    }
     let recipe = format!(
         "name {NAME}\n\
          directory /bin 755\n\
@@ -19,7 +25,7 @@ pub fn build(folder: &Path) -> PathBuf {
          applets /bin /bin/busybox\n\
          directory /etc 755\n\
          directory /tmp 1777\n\
-         file /bin/{PROBE} 755 {PROBE}\n\
+         {files}\
          env PATH=/bin\n\
          cmd sh\n"
     );
