@@ -12,6 +12,9 @@ use super::source::remove;
 use super::{Error, child, lock};
 use crate::progress::Progress;
 
+/// Where Debian's own package of its keys has them.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// The tarball of Linux's `series` in `directory`, from the archive's `suite`, downloaded unless it is there.
 ///
 /// # Errors
@@ -63,9 +66,14 @@ fn archive() -> Option<String> {
     (!uri.is_empty()).then(|| uri.to_owned())
 }
 
-/// What apt calls a source of packages.
-fn sources(archive: &str, suite: &str) -> String {
-    format!("Types: deb\nURIs: {archive}\nSuites: {suite}\nComponents: main\n")
+/// What apt calls a source of packages, signed with Debian's keys: those of `keyring`, or where that is not, those that
+/// apt trusts for everything.
+fn sources(archive: &str, suite: &str, keyring: &Path) -> String {
+    let mut text = format!("Types: deb\nURIs: {archive}\nSuites: {suite}\nComponents: main\n");
+    if keyring.exists() {
+        text += &format!("Signed-By: {}\n", keyring.display());
+    }
+    text
 }
 
 /// An apt whose files are all below one directory, which is new.
@@ -83,7 +91,7 @@ impl Apt<'_> {
             std::fs::create_dir_all(self.directory.join(name)).map_err(failed)?;
         }
         let parts = self.directory.join("parts/package.sources");
-        std::fs::write(&parts, sources(archive, suite)).map_err(failed)?;
+        std::fs::write(&parts, sources(archive, suite, Path::new(KEYRING))).map_err(failed)?;
 
         let mut download = self.get("download");
         download.arg(package);
@@ -207,6 +215,16 @@ mod tests {
         assert!(error.contains("does not have a Release file ("), "{error}");
         assert!(error.contains("--source"), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
+    }
+
+    #[test]
+    fn keys_are_named_where_they_are() {
+        let folder = Folder::new("kernel-keys");
+        let keyring = folder.path().join("keys.gpg");
+        let signed = format!("Signed-By: {}\n", keyring.display());
+        assert!(!sources("a", "s", &keyring).contains("Signed-By"));
+        std::fs::write(&keyring, "").unwrap();
+        assert!(sources("a", "s", &keyring).ends_with(&signed));
     }
 
     #[test]
