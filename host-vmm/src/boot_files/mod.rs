@@ -165,13 +165,24 @@ impl BootFiles {
         initfs: Option<&Path>,
     ) -> Result<Self, Error> {
         let mut guards = Vec::new();
+        // Read once, and only if it is needed.
+        let mut installation = None;
         let mut file = |kind, own| match own {
             Some(own) => {
                 let (file, guard) = take(paths, kind, own)?;
                 guards.push(guard);
                 Ok(file)
             }
-            None => installed(paths, kind),
+            None => {
+                let known = match &installation {
+                    Some(known) => known,
+                    None => installation.insert(
+                        Installation::open(paths)
+                            .map_err(|source| Error::Installation { kind, source })?,
+                    ),
+                };
+                installed(paths, known, kind)
+            }
         };
         Ok(Self {
             kernel: file(Kind::Kernel, kernel)?,
@@ -204,9 +215,10 @@ fn take(paths: &Paths, kind: Kind, path: &Path) -> Result<(BootFile, Guard), Err
 }
 
 /// The installation's own, if it is what the manifest says.
-fn installed(paths: &Paths, kind: Kind) -> Result<BootFile, Error> {
-    let file = Installation::open(paths)
-        .and_then(|installation| installation.boot_file(kind).ok_or(InstallationError::None))
+fn installed(paths: &Paths, installation: &Installation, kind: Kind) -> Result<BootFile, Error> {
+    let file = installation
+        .boot_file(kind)
+        .ok_or(InstallationError::None)
         .map_err(|source| Error::Installation { kind, source })?;
     check(
         paths,
