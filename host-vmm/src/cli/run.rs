@@ -81,9 +81,9 @@ pub struct Run {
     /// Boot with this initfs
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     initfs: Option<PathBuf>,
-    /// Guard against what CPUs leak: auto or off
-    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = mitigations, help_heading = "Machine")]
-    mitigations: Mitigations,
+    /// Guard against what CPUs leak: auto, or off as under tcg
+    #[arg(long, value_name = "MODE", value_parser = mitigations, help_heading = "Machine")]
+    mitigations: Option<Mitigations>,
     /// Add words to the kernel's command line
     #[arg(long, value_name = "TEXT", help_heading = "Machine")]
     cmdline_append: Vec<String>,

@@ -51,8 +51,8 @@ pub struct Request {
     pub cpu_milli: u32,
     /// What runs the machine.
     pub accelerator: Accelerator,
-    /// What the kernel does against what its CPU leaks.
-    pub mitigations: Mitigations,
+    /// What the kernel does against what its CPU leaks; `None` for what is of use on the accelerator.
+    pub mitigations: Option<Mitigations>,
     /// What follows on the kernel's command line.
     pub cmdline: String,
     /// What the machine may take to start the container's process, in s.

@@ -83,9 +83,9 @@ pub struct Machine {
     pub kernel: BootFile,
     /// Initfs.
     pub initfs: BootFile,
-    /// What the kernel does against what its CPU leaks.
+    /// What the kernel does against what its CPU leaks; `None` for what is of use on the accelerator.
     #[serde(default)]
-    pub mitigations: Mitigations,
+    pub mitigations: Option<Mitigations>,
     /// What follows on the kernel's command line.
     pub cmdline: String,
     /// Memory in bytes.

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     boot_files::{BootFile, Kind},
     container::spec::{Machine, ProcessSpec, Surroundings},
-    vm::{Accelerator, Mitigations},
+    vm::Accelerator,
 };
 
 /// A root of its own, removed at the end.
@@ -96,7 +96,7 @@ fn create_with(
                 accelerator: Accelerator::Auto,
                 kernel,
                 initfs: boot_file("/i"),
-                mitigations: Mitigations::Auto,
+                mitigations: None,
                 cmdline: String::new(),
                 memory: 1 << 30,
                 start_timeout_s: 60,

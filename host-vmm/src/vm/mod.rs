@@ -24,8 +24,8 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// The initfs, a newc archive.
     pub initfs: PathBuf,
-    /// What the kernel does against what its CPU leaks.
-    pub mitigations: Mitigations,
+    /// What the kernel does against what its CPU leaks; `None` for what is of use on this accelerator.
+    pub mitigations: Option<Mitigations>,
     /// Kernel command line beyond what the accelerator itself needs, and what the rest of this comes to.
     pub cmdline: String,
     /// The kernel says all it does on its console, which takes time; else only what is wrong.
@@ -39,32 +39,22 @@ pub struct VmConfig {
 }
 
 /// What a guest's kernel does against what its CPU leaks by running ahead.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mitigations {
     /// What it thinks right for this CPU, of what was compiled into it.
-    #[default]
     Auto,
     /// Nothing that can be left out.
     Off,
 }
 
 impl Mitigations {
-    /// Its name as `--mitigations` takes it.
+    /// Its name, as `--mitigations` and Linux's `mitigations=` take it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::Off => "off",
-        }
-    }
-
-    /// What it takes on Linux's command line. Doing what it thinks right is what a kernel does unless it is told otherwise.
-    #[must_use]
-    pub const fn word(self) -> Option<&'static str> {
-        match self {
-            Self::Auto => None,
-            Self::Off => Some("mitigations=off"),
         }
     }
 }

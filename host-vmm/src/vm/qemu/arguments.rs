@@ -18,7 +18,7 @@ pub struct Machine<'a> {
     /// The initfs.
     pub initfs: &'a Path,
     /// What the kernel does against what its CPU leaks.
-    pub mitigations: Mitigations,
+    pub mitigations: Option<Mitigations>,
     /// Kernel command line beyond what this machine needs.
     pub cmdline: &'a str,
     /// The kernel says all it does.
@@ -42,6 +42,9 @@ pub struct Machine<'a> {
 ///   before the next comparison would bring that back as the direction flag and the like.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t no_timer_check tsc=reliable lpj=10000000 noreplace-smp \
                        clearcpuid=141";
+
+/// What is translated loses what guards it: a kernel would only say on the serial port what it lacks.
+const MITIGATIONS: Mitigations = Mitigations::Off;
 
 /// The serial port shows errors and a panic, and nothing else: each byte costs an exit.
 const CMDLINE_QUIET: &str = "quiet";
@@ -114,7 +117,8 @@ impl Machine<'_> {
             words.push(CMDLINE_ONE_CPU.to_owned());
         }
         words.extend(self.tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
-        words.extend(self.mitigations.word().map(str::to_owned));
+        let mitigations = self.mitigations.unwrap_or(MITIGATIONS);
+        words.push(format!("mitigations={}", mitigations.name()));
         if !self.cmdline.is_empty() {
             words.push(self.cmdline.to_owned());
         }
