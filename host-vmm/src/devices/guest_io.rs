@@ -69,6 +69,59 @@ pub fn receive(
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
+/// Reads up to `len` bytes of `file` from `offset` on into `ranges`, after their first `skip` bytes; returns how many
+/// there were.
+///
+/// # Errors
+/// Those of `preadv(2)`.
+pub fn read_at(
+    file: impl AsFd,
+    memory: &GuestMemory,
+    ranges: &[Range],
+    skip: usize,
+    len: usize,
+    offset: u64,
+) -> io::Result<usize> {
+    let pieces = Pieces::collect(memory, ranges, skip, len, Permissions::Write)?;
+    let offset = libc::off_t::try_from(offset).map_err(outside)?;
+    // SAFETY: as in `receive`.
+    let read = unsafe {
+        libc::preadv(
+            file.as_fd().as_raw_fd(),
+            pieces.iovecs.as_ptr(),
+            pieces.count(),
+            offset,
+        )
+    };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes up to `len` bytes of `ranges`, after their first `skip`, to `file` from `offset` on; returns how many it took.
+///
+/// # Errors
+/// Those of `pwritev(2)`.
+pub fn write_at(
+    file: impl AsFd,
+    memory: &GuestMemory,
+    ranges: &[Range],
+    skip: usize,
+    len: usize,
+    offset: u64,
+) -> io::Result<usize> {
+    let pieces = Pieces::collect(memory, ranges, skip, len, Permissions::Read)?;
+    let offset = libc::off_t::try_from(offset).map_err(outside)?;
+    // SAFETY: as in `send`.
+    let written = unsafe {
+        libc::pwritev(
+            file.as_fd().as_raw_fd(),
+            pieces.iovecs.as_ptr(),
+            pieces.count(),
+            offset,
+        )
+    };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
 /// Copies from `ranges`, after their first `skip` bytes, into `buffer`; returns whether all of it was there.
 #[must_use]
 pub fn copy_from(memory: &GuestMemory, ranges: &[Range], skip: usize, buffer: &mut [u8]) -> bool {
@@ -92,8 +145,14 @@ pub fn copy_from(memory: &GuestMemory, ranges: &[Range], skip: usize, buffer: &m
 /// Copies `data` to the start of `ranges`; returns whether there was room for all of it.
 #[must_use]
 pub fn copy_to(memory: &GuestMemory, ranges: &[Range], data: &[u8]) -> bool {
+    copy_to_at(memory, ranges, 0, data)
+}
+
+/// Copies `data` into `ranges` after their first `skip` bytes; returns whether there was room for all of it.
+#[must_use]
+pub fn copy_to_at(memory: &GuestMemory, ranges: &[Range], skip: usize, data: &[u8]) -> bool {
     let mut done = 0;
-    for (address, len) in after(ranges, 0) {
+    for (address, len) in after(ranges, skip) {
         let count = len.min(data.len() - done);
         if memory
             .write_slice(&data[done..done + count], address)
@@ -169,6 +228,11 @@ impl Pieces {
             }
         }
         Ok(pieces)
+    }
+
+    /// How many there are, [`PIECES`] at most.
+    fn count(&self) -> libc::c_int {
+        libc::c_int::try_from(self.count).unwrap_or(0)
     }
 
     fn message(&self) -> libc::msghdr {

@@ -6,6 +6,7 @@
 
 use std::io;
 
+pub mod block;
 pub mod event_loop;
 pub mod guest_io;
 #[cfg(test)]

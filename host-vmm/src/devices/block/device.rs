@@ -1,0 +1,283 @@
+//! The device: one queue, and the disk behind it.
+
+use std::io;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+
+use super::{
+    disk::{Disk, SECTOR},
+    request::{HEADER_LEN, ID_LEN, Operation, RANGE_LEN, SectorRange, Status},
+};
+use crate::devices::{
+    Progress, VirtioDevice,
+    event_loop::{Readiness, Registry},
+    guest_io,
+    virtqueue::{Chain, QueueError, Virtqueue, total},
+};
+
+/// Device ID (virtio 1.2 §5.2.1).
+const DEVICE_TYPE: u32 = 2;
+
+const QUEUE_SIZES: [u16; 1] = [256];
+
+/// Pieces of data in one request: a chain has a header and a status beside them.
+const SEG_MAX: u32 = 254;
+
+/// Most data of one request in bytes. Drivers ask for a few MiB at most; more would hold up whoever wants this device
+/// to stop.
+const MAX_DATA: usize = 32 << 20;
+
+/// Most sectors, and ranges, to discard or to fill with zeroes in one request. Where the host's file system can do it
+/// at all, how many does not matter.
+const MAX_RANGE: u32 = 1 << 22;
+const MAX_RANGES: u32 = 16;
+
+/// Requests handled before other events are looked at again.
+const BUDGET: usize = 32;
+
+/// The block device.
+#[derive(Debug)]
+pub struct Block {
+    disk: Disk,
+    queue: Option<Virtqueue>,
+    /// The driver may have asked for something.
+    pending: bool,
+    chain: Chain,
+}
+
+impl Block {
+    /// A device with this disk.
+    #[must_use]
+    pub fn new(disk: Disk) -> Self {
+        Self {
+            disk,
+            queue: None,
+            pending: false,
+            chain: Chain::default(),
+        }
+    }
+
+    fn serve(&mut self, queue: &mut Virtqueue) -> Result<Progress, QueueError> {
+        let mut chain = std::mem::take(&mut self.chain);
+        let mut used = 0;
+        let result = loop {
+            if used == BUDGET {
+                break Ok(Progress::More);
+            }
+            let step = match queue.pop(&mut chain) {
+                Ok(true) => {
+                    used += 1;
+                    self.answer(queue, &chain)
+                        .and_then(|written| queue.push(chain.head, written))
+                        .map(|()| true)
+                }
+                Ok(false) => queue.enable_kicks(),
+                Err(error) => Err(error),
+            };
+            match step {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.pending = false;
+                    break Ok(Progress::Idle);
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        self.chain = chain;
+        if used > 0 {
+            queue.notify()?;
+        }
+        result
+    }
+
+    /// Does what a chain asks, and gives how many of its bytes were written.
+    fn answer(&self, queue: &Virtqueue, chain: &Chain) -> Result<u32, QueueError> {
+        let unusable = |why| QueueError::Buffer {
+            head: chain.head,
+            why,
+        };
+        let mut header = [0; HEADER_LEN];
+        if !guest_io::copy_from(queue.memory(), &chain.readable, 0, &mut header) {
+            return Err(unusable("shorter than a request's header"));
+        }
+        // The last byte is the status (§5.2.6).
+        let data = total(&chain.writable)
+            .checked_sub(1)
+            .ok_or_else(|| unusable("no room for a status"))?;
+        let operation = Operation::parse(&header);
+        let (status, written) = match self.perform(operation, queue, chain, data) {
+            Ok(written) => (Status::Ok, written),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => (Status::Unsupported, 0),
+            Err(error) => {
+                tracing::debug!(?operation, %error, "A disk's request failed");
+                (Status::Error, 0)
+            }
+        };
+        if !guest_io::copy_to_at(queue.memory(), &chain.writable, data, &[status.to_byte()]) {
+            return Err(unusable("outside of guest memory"));
+        }
+        // Bytes before the status count as written whatever is in them: the driver looks at the status first.
+        let written = if status == Status::Ok { written } else { data };
+        u32::try_from(written.saturating_add(1)).map_err(|_| unusable("too long"))
+    }
+
+    /// Gives the number of bytes written into the chain. `data` of its writable bytes are for data.
+    fn perform(
+        &self,
+        operation: Operation,
+        queue: &Virtqueue,
+        chain: &Chain,
+        data: usize,
+    ) -> io::Result<usize> {
+        let memory = queue.memory();
+        let given = total(&chain.readable) - HEADER_LEN;
+        if data.max(given) > MAX_DATA {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        match operation {
+            Operation::Read(offset) => {
+                self.disk.read(memory, &chain.writable, data, offset)?;
+                return Ok(data);
+            }
+            Operation::Write(offset) => {
+                self.disk
+                    .write(memory, &chain.readable, HEADER_LEN, given, offset)?;
+            }
+            Operation::Flush => self.disk.flush()?,
+            Operation::Discard | Operation::WriteZeroes => {
+                self.clear(operation, queue, chain, given)?;
+            }
+            Operation::Id => {
+                let mut id = [0; ID_LEN];
+                id[..3].copy_from_slice(b"vmm");
+                let count = data.min(ID_LEN);
+                if !guest_io::copy_to(memory, &chain.writable, &id[..count]) {
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
+                return Ok(count);
+            }
+            Operation::Unknown => return Err(io::ErrorKind::Unsupported.into()),
+        }
+        Ok(0)
+    }
+
+    /// Discards ranges or fills them with zeroes.
+    fn clear(
+        &self,
+        operation: Operation,
+        queue: &Virtqueue,
+        chain: &Chain,
+        given: usize,
+    ) -> io::Result<()> {
+        let count = given / RANGE_LEN;
+        if given == 0 || !given.is_multiple_of(RANGE_LEN) || count > MAX_RANGES as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for index in 0..count {
+            let mut bytes = [0; RANGE_LEN];
+            let at = HEADER_LEN + index * RANGE_LEN;
+            if !guest_io::copy_from(queue.memory(), &chain.readable, at, &mut bytes) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            let range = SectorRange::parse(&bytes);
+            let discards = operation == Operation::Discard;
+            // A flag that is none, or one that discarding does not have (§5.2.6.2).
+            if range.unknown_flags || (discards && range.unmap) {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            if range.len > u64::from(MAX_RANGE) * SECTOR {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            match discards {
+                true => self.disk.discard(range.offset, range.len)?,
+                false => {
+                    self.disk
+                        .write_zeroes(range.offset, range.len, range.unmap)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The configuration space (§5.2.4).
+    fn config(&self) -> [u8; 60] {
+        let mut config = [0; 60];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(self.disk.size() / SECTOR).to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(34, &1_u16.to_le_bytes());
+        put(36, &MAX_RANGE.to_le_bytes());
+        put(40, &MAX_RANGES.to_le_bytes());
+        // Discarding less than a page frees nothing.
+        put(44, &8_u32.to_le_bytes());
+        put(48, &MAX_RANGE.to_le_bytes());
+        put(52, &MAX_RANGES.to_le_bytes());
+        put(56, &[1]);
+        config
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn features(&self) -> u64 {
+        let writable =
+            1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+        let kind = match self.disk.is_read_only() {
+            true => 1 << VIRTIO_BLK_F_RO,
+            false => writable,
+        };
+        1 << VIRTIO_BLK_F_SEG_MAX | kind
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        let config = self.config();
+        for (at, byte) in (offset as usize..).zip(data) {
+            *byte = config.get(at).copied().unwrap_or(0);
+        }
+    }
+
+    fn attach(&mut self, _registry: Registry) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn start_queue(&mut self, _index: usize, queue: Virtqueue) {
+        self.queue = Some(queue);
+    }
+
+    fn stop_queue(&mut self, _index: usize) -> Option<Virtqueue> {
+        self.pending = false;
+        self.queue.take()
+    }
+
+    fn queue(&mut self, _index: usize) -> Option<&mut Virtqueue> {
+        self.queue.as_mut()
+    }
+
+    fn kick(&mut self, _index: usize) {
+        self.pending = true;
+    }
+
+    fn ready(&mut self, _token: u32, _readiness: Readiness) {}
+
+    fn run(&mut self) -> Result<Progress, QueueError> {
+        if !self.pending {
+            return Ok(Progress::Idle);
+        }
+        let Some(mut queue) = self.queue.take() else {
+            return Ok(Progress::Idle);
+        };
+        let result = self.serve(&mut queue);
+        self.queue = Some(queue);
+        result
+    }
+}
