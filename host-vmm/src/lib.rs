@@ -10,5 +10,6 @@ pub mod paths;
 pub mod process;
 pub mod report;
 pub mod root;
+pub mod sandbox;
 pub mod terminal;
 pub mod vm;

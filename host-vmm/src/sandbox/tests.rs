@@ -1,0 +1,136 @@
+//! A confined shell, and what it cannot do. Each wall is tried with the others down where that can be.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs::File,
+    io::{Read, Seek},
+    os::fd::AsFd,
+    path::Path,
+};
+
+use rustix::process::{WaitOptions, WaitStatus, waitpid};
+use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+
+use super::*;
+
+/// A shell that needs no other file.
+const SHELL: &str = "/bin/busybox";
+
+/// Forbids `calls` and nothing else.
+fn all_but(calls: &[libc::c_long]) -> filter::Program {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::KillProcess,
+        TargetArch::x86_64,
+    );
+    filter::Program(filter.unwrap().try_into().unwrap())
+}
+
+/// Runs `script` confined; gives how it ended and what it said. Nothing, with a word about it, where there is no shell.
+fn run(script: &str, filter: filter::Program) -> Option<(WaitStatus, String, Layers)> {
+    if !Path::new(SHELL).exists() {
+        let test = std::thread::current();
+        eprintln!(
+            "skipped: {}: {SHELL} is not installed",
+            test.name().unwrap_or("?")
+        );
+        return None;
+    }
+    let program = File::open(SHELL).unwrap();
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut output: File = rustix::fs::memfd_create("output", flags).unwrap().into();
+    let plan = Plan {
+        program: program.as_fd(),
+        arguments: ["busybox", "sh", "-c", script]
+            .map(|text| CString::new(text).unwrap())
+            .into(),
+        inherited: Vec::new(),
+        output: output.as_fd(),
+        filter,
+        processes: 50,
+    };
+    let confined = spawn(&plan).unwrap();
+    let status = loop {
+        match waitpid(Some(confined.pid), WaitOptions::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other.unwrap().unwrap().1,
+        }
+    };
+    let mut text = String::new();
+    output.rewind().unwrap();
+    output.read_to_string(&mut text).unwrap();
+    Some((status, text, confined.layers))
+}
+
+#[test]
+fn it_sees_no_file_no_process_and_no_environment() {
+    let script = "echo /*; echo $$; echo ${HOME-none}; read x </etc/passwd";
+    let Some((status, text, layers)) = run(script, all_but(&[])) else {
+        return;
+    };
+    if !layers.namespaces {
+        eprintln!("skipped: it_sees_no_file: this host permits no namespaces");
+        return;
+    }
+    assert_eq!(status.exit_status(), Some(1), "{text}");
+    assert!(text.starts_with("/*\n1\nnone\n"), "{text}");
+}
+
+#[test]
+fn a_forbidden_call_kills_it() {
+    let call = [libc::SYS_getppid];
+    let script = "echo $PPID";
+    let Some((status, ..)) = run(script, all_but(&call)) else {
+        return;
+    };
+    assert_eq!(status.terminating_signal(), Some(libc::SIGSYS));
+}
+
+#[test]
+fn landlock_alone_keeps_it_from_files_and_sockets() {
+    let Some(landlock) = landlock::Ruleset::create(None) else {
+        eprintln!("skipped: landlock_alone: this host has no Landlock");
+        return;
+    };
+    let status = in_child(|| {
+        landlock::enter(landlock.as_raw_fd()).unwrap();
+        let opened = ["/", "/dev/null", "/etc/passwd", "/proc/self/mem"].map(|path| {
+            rustix::fs::open(path, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).is_ok()
+        });
+        i32::from(opened.contains(&true))
+    });
+    assert_eq!(status, Some(0));
+}
+
+#[test]
+fn without_privileges_it_stays() {
+    let Some((status, text, layers)) = run("> /x", all_but(&[])) else {
+        return;
+    };
+    if layers.namespaces {
+        assert_ne!(status.exit_status(), Some(0), "{text}");
+    }
+}
+
+#[test]
+fn it_dies_with_the_first_of_its_processes() {
+    let Some((_, _, layers)) = run("sleep 1000 & exit 0", all_but(&[])) else {
+        return;
+    };
+    // Its namespace of processes has ended with it, or waiting for it would not have returned.
+    if layers.namespaces {
+        assert!(probe().unwrap().namespaces);
+    }
+}
+
+/// Runs `test` in a process of its own, for what cannot be undone; gives its exit status.
+fn in_child(test: impl FnOnce() -> i32) -> Option<i32> {
+    let (pid, _, _) = namespaces::fork(|_, _| test()).unwrap();
+    waitpid(Some(pid), WaitOptions::empty())
+        .unwrap()
+        .unwrap()
+        .1
+        .exit_status()
+}
