@@ -83,9 +83,9 @@ fn prepare(inherited: &[RawFd], bond: Bond, parent: Pid) -> io::Result<()> {
 
 /// Whether somebody has stopped the child (`SIGSTOP`), which then does nothing and hears nothing.
 #[must_use]
-pub fn is_stopped(child: &Child) -> bool {
+pub fn is_stopped(child: Pid) -> bool {
     let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let status = waitid(WaitId::Pid(Pid::from_child(child)), options);
+    let status = waitid(WaitId::Pid(child), options);
     // An error means that it has been waited for.
     status.is_ok_and(|status| status.is_some_and(|status| status.stopped()))
 }
@@ -186,25 +186,25 @@ mod tests {
         };
         let becomes = |expected: bool| {
             let deadline = Instant::now() + Duration::from_secs(60);
-            while is_stopped(&child) != expected {
+            while is_stopped(Pid::from_child(&child)) != expected {
                 assert!(Instant::now() < deadline, "is_stopped: {}", !expected);
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        assert!(!is_stopped(&child));
+        assert!(!is_stopped(Pid::from_child(&child)));
         signal(rustix::process::Signal::STOP);
         becomes(true);
         // Looking changes nothing.
-        assert!(is_stopped(&child));
+        assert!(is_stopped(Pid::from_child(&child)));
         assert!(!ends_within(&child, Duration::ZERO).unwrap());
         signal(rustix::process::Signal::CONT);
         becomes(false);
         signal(rustix::process::Signal::STOP);
         signal(rustix::process::Signal::KILL);
         assert!(ends_within(&child, Duration::from_secs(60)).unwrap());
-        assert!(!is_stopped(&child));
+        assert!(!is_stopped(Pid::from_child(&child)));
         child.wait().unwrap();
-        assert!(!is_stopped(&child));
+        assert!(!is_stopped(Pid::from_child(&child)));
     }
 
     #[test]

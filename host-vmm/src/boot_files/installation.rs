@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 use imagebuilder::manifest::{self, Artifact, Manifest};
 
 use super::{BootFile, Kind};
-use crate::paths::Paths;
+use crate::{paths::Paths, vm::kernel::Entry};
 
-/// The variant of the kernel that containers get which ask for no other.
-const DEFAULT: &str = "default";
+/// The variant of the kernel that containers get which ask for no other, by how it is entered.
+const fn variant(entry: Entry) -> &'static str {
+    match entry {
+        Entry::Pvh => "default",
+        Entry::Program => "um",
+    }
+}
 
 /// The installation that the program is part of.
 #[derive(Debug)]
@@ -24,6 +29,9 @@ pub enum InstallationError {
     /// The program lies about alone.
     #[error("Nothing is installed beside this program (make image builds it)")]
     None,
+    /// A kernel that was not built.
+    #[error("The kernel {0} was not built (make kernel-{0} builds it)")]
+    Kernel(&'static str),
     /// The manifest is missing, or of no use.
     #[error("Cannot tell what was installed (make image, or installing again, puts it right)")]
     Manifest(#[from] manifest::Error),
@@ -51,15 +59,21 @@ impl Installation {
     }
 
     /// What is booted where nothing else is asked for, as it should be.
-    #[must_use]
-    pub fn boot_file(&self, kind: Kind) -> Option<BootFile> {
+    ///
+    /// # Errors
+    /// It does not have it.
+    pub fn boot_file(&self, kind: Kind, entry: Entry) -> Result<BootFile, InstallationError> {
         let is_it = |artifact: &Artifact| match (kind, artifact.kind) {
-            (Kind::Kernel, manifest::Kind::Kernel) => artifact.origin.name == DEFAULT,
+            (Kind::Kernel, manifest::Kind::Kernel) => artifact.origin.name == variant(entry),
             (Kind::Initfs, manifest::Kind::Initfs) => true,
             _ => false,
         };
-        let (path, artifact) = self.artifacts().find(|(_, artifact)| is_it(artifact))?;
+        let found = self.artifacts().find(|(_, artifact)| is_it(artifact));
+        let (path, artifact) = found.ok_or(match kind {
+            Kind::Kernel => InstallationError::Kernel(variant(entry)),
+            Kind::Initfs => InstallationError::None,
+        })?;
         let sha256 = artifact.origin.sha256.clone();
-        Some(BootFile { path, sha256 })
+        Ok(BootFile { path, sha256 })
     }
 }

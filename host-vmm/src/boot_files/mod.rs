@@ -24,7 +24,7 @@ pub use verify::{Finding, name, verify};
 
 use crate::{
     paths::Paths,
-    vm::kernel::{self, KernelError},
+    vm::kernel::{self, Entry, KernelError},
 };
 
 /// A file that a machine boots from.
@@ -155,7 +155,8 @@ pub enum Error {
 const INSTALL: &str = "make image, or installing again, puts it right";
 
 impl BootFiles {
-    /// The files that the user names, taken, and for the rest those of the installation.
+    /// The files that the user names, taken, and for the rest those of the installation: of its kernels the one that is
+    /// entered like `entry`.
     ///
     /// # Errors
     /// [`Error`].
@@ -163,6 +164,7 @@ impl BootFiles {
         paths: &Paths,
         kernel: Option<&Path>,
         initfs: Option<&Path>,
+        entry: Entry,
     ) -> Result<Self, Error> {
         let mut guards = Vec::new();
         // Read once, and only if it is needed.
@@ -181,7 +183,7 @@ impl BootFiles {
                             .map_err(|source| Error::Installation { kind, source })?,
                     ),
                 };
-                installed(paths, known, kind)
+                installed(paths, known, kind, entry)
             }
         };
         Ok(Self {
@@ -192,20 +194,28 @@ impl BootFiles {
     }
 }
 
+/// How the kernel is entered that the user names.
+///
+/// # Errors
+/// It is none.
+pub fn entry(path: &Path) -> Result<Entry, Error> {
+    let path = std::path::absolute(path).map_err(Error::CurrentDirectory)?;
+    look(Kind::Kernel, &path)?;
+    kernel::check(&path).map_err(|source| Error::Kernel { path, source })
+}
+
 /// Looks at a file that the user names, and takes it.
 fn take(paths: &Paths, kind: Kind, path: &Path) -> Result<(BootFile, Guard), Error> {
     let path = std::path::absolute(path).map_err(Error::CurrentDirectory)?;
-    match path.metadata() {
-        Ok(metadata) if metadata.is_file() => {}
-        Ok(_) => return Err(Error::NoFile { kind, path }),
-        Err(source) => return Err(Error::NotFound { kind, path, source }),
-    }
+    look(kind, &path)?;
     // Before it is copied: most files that do not boot are none that could.
     match kind {
-        Kind::Kernel => kernel::check(&path).map_err(|source| Error::Kernel {
-            path: path.clone(),
-            source,
-        })?,
+        Kind::Kernel => kernel::check(&path)
+            .map(drop)
+            .map_err(|source| Error::Kernel {
+                path: path.clone(),
+                source,
+            })?,
         Kind::Initfs => initfs::check(&path).map_err(|source| Error::Initfs {
             path: path.clone(),
             source,
@@ -214,11 +224,25 @@ fn take(paths: &Paths, kind: Kind, path: &Path) -> Result<(BootFile, Guard), Err
     Ok(TakenFiles::open(paths).take(kind, &path)?)
 }
 
+/// Whether a file is there.
+fn look(kind: Kind, path: &Path) -> Result<(), Error> {
+    let path = path.to_owned();
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err(Error::NoFile { kind, path }),
+        Err(source) => Err(Error::NotFound { kind, path, source }),
+    }
+}
+
 /// The installation's own, if it is what the manifest says.
-fn installed(paths: &Paths, installation: &Installation, kind: Kind) -> Result<BootFile, Error> {
+fn installed(
+    paths: &Paths,
+    installation: &Installation,
+    kind: Kind,
+    entry: Entry,
+) -> Result<BootFile, Error> {
     let file = installation
-        .boot_file(kind)
-        .ok_or(InstallationError::None)
+        .boot_file(kind, entry)
         .map_err(|source| Error::Installation { kind, source })?;
     check(
         paths,

@@ -210,7 +210,8 @@ impl TakenFiles {
         let directory = self.directory(kind);
         let name = file_name(kind);
         // There may be secrets in an initfs.
-        let mut writer = atomic::Writer::create_with_mode(&directory.join(name), 0o400)?;
+        // A kernel may be a program, which is run as nobody. The directories keep everybody else out.
+        let mut writer = atomic::Writer::create_with_mode(&directory.join(name), 0o555)?;
         let sha256 = sha256::copy(file.take(MAX_SIZE), &mut writer)?;
         let home = directory.join(&sha256);
         match DirBuilder::new().mode(0o700).create(&home) {

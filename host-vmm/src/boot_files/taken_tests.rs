@@ -58,7 +58,7 @@ fn a_file_is_copied_under_its_hash_and_not_shared_with_its_owner() {
     assert_eq!(file.path, home.join("vmlinux"));
     assert_eq!(fs::read(&file.path).unwrap(), b"a kernel");
     let metadata = file.path.metadata().unwrap();
-    assert_eq!((metadata.nlink(), metadata.mode() & 0o7777), (1, 0o400));
+    assert_eq!((metadata.nlink(), metadata.mode() & 0o7777), (1, 0o555));
     for directory in [&home, &folder.0.join("root/kernels")] {
         let mode = directory.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{}", directory.display());

@@ -41,7 +41,7 @@ pub fn verify(paths: &Paths, images: &Store) -> Result<Vec<Finding>, store::Erro
                 look(&hashes, what, path, &artifact.origin.sha256, INSTALL)
             })
             .collect(),
-        Err(InstallationError::None) => Vec::new(),
+        Err(InstallationError::None | InstallationError::Kernel(_)) => Vec::new(),
         Err(InstallationError::Manifest(error)) => vec![Finding {
             what: "manifest".to_owned(),
             path: paths.share().unwrap_or(Path::new("")).join(manifest::FILE),

@@ -156,9 +156,16 @@ impl Run {
         let name = self.name.clone();
         let (has_terminal, has_keys) = (self.tty, self.interactive);
         let (kernel, initfs) = (self.kernel.clone(), self.initfs.clone());
-        let request = self.request()?;
+        let entry = kernel.as_deref().map(boot_files::entry).transpose()?;
+        let accelerator = vm::decide(self.accel, entry)?;
+        let request = self.request(accelerator)?;
         let containers = Containers::open(paths);
-        let boot = BootFiles::choose(paths, kernel.as_deref(), initfs.as_deref())?;
+        let boot = BootFiles::choose(
+            paths,
+            kernel.as_deref(),
+            initfs.as_deref(),
+            accelerator.entry(),
+        )?;
         let create = |id, name| {
             let identity = Identity {
                 id,
@@ -235,9 +242,8 @@ impl Run {
     }
 
     /// What the flags ask for.
-    fn request(mut self) -> Result<Request> {
+    fn request(mut self, accelerator: Accelerator) -> Result<Request> {
         values::within_host(self.memory)?;
-        vm::select(self.accel)?;
         Ok(Request {
             env: values::environment(&self.env, &self.env_file)?,
             image: self.image(),
@@ -255,7 +261,7 @@ impl Run {
             start_timeout_s: self.start_timeout,
             debug_console: self.debug_console,
             cpu_milli: self.cpus,
-            accelerator: self.accel,
+            accelerator,
             mitigations: self.mitigations,
             cmdline: values::cmdline(&self.cmdline_append.join(" ")).map_err(anyhow::Error::msg)?,
         })

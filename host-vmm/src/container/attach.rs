@@ -172,7 +172,9 @@ impl Attached {
                     let why = format!("The container was killed after {PATIENCE} interrupts");
                     return self.given_up(signal, why);
                 }
-                if ends(signal) && process::is_stopped(&self.supervisor) {
+                if ends(signal)
+                    && process::is_stopped(rustix::process::Pid::from_child(&self.supervisor))
+                {
                     let why = "Its supervisor had been stopped, and was killed";
                     return self.given_up(signal, why.to_owned());
                 }

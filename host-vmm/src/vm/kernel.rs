@@ -1,9 +1,19 @@
-//! Whether a file is a kernel that our machines can enter: an x86-64 ELF executable with a PVH entry point.
+//! Whether a file is a kernel that our machines can enter, and how: an x86-64 ELF executable with a PVH entry point, or
+//! one that is a program of the host.
 //!
 //! ELF-64, and the PVH boot protocol (`XEN_ELFNOTE_PHYS32_ENTRY`) as Xen's `docs/misc/pvh` defines it. The file may be
 //! anybody's, so that everything read from it is checked.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// By a machine, at its PVH entry point.
+    Pvh,
+    /// As a program: user-mode Linux.
+    Program,
+}
 
 /// Why a file is not a kernel for us.
 #[derive(Debug, thiserror::Error)]
@@ -44,20 +54,24 @@ const MAX_NOTES: u64 = 64 << 10;
 
 const MACHINE_X86_64: u16 = 62;
 const TYPE_LOAD: u32 = 1;
+const TYPE_INTERPRETER: u32 = 3;
 const TYPE_NOTE: u32 = 4;
 const NOTE_PVH: u32 = 18;
+
+/// Where the addresses of programs end. A kernel for a machine is linked beyond.
+const PROGRAM_END: u64 = 1 << 47;
 
 /// Looks at a file's headers.
 ///
 /// # Errors
 /// [`KernelError`].
-pub fn check(path: &Path) -> Result<(), KernelError> {
+pub fn check(path: &Path) -> Result<Entry, KernelError> {
     let file = File::open(path).map_err(KernelError::Read)?;
     let size = file.metadata().map_err(KernelError::Read)?.len();
     check_image(&file, size)
 }
 
-fn check_image(file: &File, size: u64) -> Result<(), KernelError> {
+fn check_image(file: &File, size: u64) -> Result<Entry, KernelError> {
     let mut start = vec![0; 0x206.min(usize::try_from(size).unwrap_or(usize::MAX))];
     read(file, 0, &mut start)?;
     if !start.starts_with(b"\x7fELF") {
@@ -80,6 +94,8 @@ fn check_image(file: &File, size: u64) -> Result<(), KernelError> {
         return Err(KernelError::NotElf);
     }
     let mut pvh = false;
+    // What a program that needs no other file looks like.
+    let mut program = (1..PROGRAM_END).contains(&u64_at(header, 24));
     for index in 0..count {
         let at = offset
             .checked_add(index * each)
@@ -91,9 +107,11 @@ fn check_image(file: &File, size: u64) -> Result<(), KernelError> {
             u64_at(&segment, 8),
             u64_at(&segment, 32),
         );
+        program &= kind != TYPE_INTERPRETER;
         if !matches!(kind, TYPE_LOAD | TYPE_NOTE) {
             continue;
         }
+        program &= u64_at(&segment, 16) < PROGRAM_END;
         if at.checked_add(len).is_none_or(|end| end > size) {
             return Err(KernelError::Truncated);
         }
@@ -103,9 +121,10 @@ fn check_image(file: &File, size: u64) -> Result<(), KernelError> {
             pvh |= has_pvh_note(&notes);
         }
     }
-    match pvh {
-        true => Ok(()),
-        false => Err(KernelError::NoPvh),
+    match (pvh, program) {
+        (true, _) => Ok(Entry::Pvh),
+        (false, true) => Ok(Entry::Program),
+        (false, false) => Err(KernelError::NoPvh),
     }
 }
 
@@ -156,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    fn verdict(image: &[u8]) -> Result<(), KernelError> {
+    fn verdict(image: &[u8]) -> Result<Entry, KernelError> {
         let file: File = memfd_create("kernel", MemfdFlags::CLOEXEC).unwrap().into();
         file.write_all_at(image, 0).unwrap();
         check_image(&file, image.len() as u64)
@@ -190,7 +209,7 @@ mod tests {
 
     #[test]
     fn each_mistake_has_its_own_error() {
-        assert!(verdict(&kernel(NOTE_PVH)).is_ok());
+        assert_eq!(verdict(&kernel(NOTE_PVH)).unwrap(), Entry::Pvh);
         assert!(matches!(verdict(&kernel(17)), Err(KernelError::NoPvh)));
         assert!(matches!(verdict(b""), Err(KernelError::NotElf)));
         assert!(matches!(verdict(b"#!/bin/sh\n"), Err(KernelError::NotElf)));
@@ -201,6 +220,18 @@ mod tests {
         let mut arm = kernel(NOTE_PVH);
         arm[18] = 183;
         assert!(matches!(verdict(&arm), Err(KernelError::Architecture)));
+    }
+
+    #[test]
+    fn a_program_is_told_from_a_machines_kernel() {
+        let mut image = kernel(17);
+        image[24..32].copy_from_slice(&0x6000_0000_u64.to_le_bytes());
+        assert_eq!(verdict(&image).unwrap(), Entry::Program);
+        let mut linked_high = image.clone();
+        linked_high[64 + 16..64 + 24].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(matches!(verdict(&linked_high), Err(KernelError::NoPvh)));
+        image[64] = 3;
+        assert!(matches!(verdict(&image), Err(KernelError::NoPvh)));
     }
 
     #[test]

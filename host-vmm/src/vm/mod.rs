@@ -3,14 +3,16 @@
 //! A hypervisor does not know containers. It gets a [`VmConfig`] and gives back a running [`Vm`] that
 //! can be waited for and killed.
 
+mod guest_process;
 pub mod kernel;
 pub mod memory;
 pub mod qemu;
 mod select;
+mod um;
 
 use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};
 
-pub use select::{Accelerator, NoAccelerator, Verdict, select, verdicts};
+pub use select::{Accelerator, NoAccelerator, Verdict, decide, open, verdicts};
 
 use crate::devices::vsock::HostPorts;
 

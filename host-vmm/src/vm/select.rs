@@ -1,6 +1,6 @@
 //! Which accelerator runs a VM.
 
-use super::{Hypervisor, qemu::Qemu};
+use super::{Hypervisor, kernel::Entry, qemu::Qemu, um::Um};
 
 /// What `--accel` asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -53,34 +53,78 @@ impl Accelerator {
         }
     }
 
+    /// How its kernels are entered.
+    #[must_use]
+    pub const fn entry(self) -> Entry {
+        match self {
+            Self::Um => Entry::Program,
+            Self::Auto | Self::Kvm | Self::Tcg => Entry::Pvh,
+        }
+    }
+
     fn hypervisor(self) -> Result<Box<dyn Hypervisor>, String> {
         match self {
-            Self::Auto | Self::Kvm | Self::Um => Err("not built into this version".to_owned()),
+            Self::Auto | Self::Kvm => Err("not built into this version".to_owned()),
+            Self::Um => Ok(Box::new(Um)),
             Self::Tcg => Ok(Box::new(Qemu::from_path())),
         }
     }
 }
 
-/// The accelerator that `asked` comes to on this host.
+/// The accelerator that `asked` comes to on this host, for a kernel that is entered in a certain way, or for whichever
+/// it would use.
 ///
 /// # Errors
 /// Why none does.
-pub fn select(asked: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> {
+pub fn decide(asked: Accelerator, kernel: Option<Entry>) -> Result<Accelerator, NoAccelerator> {
     let tried = match asked {
         Accelerator::Auto => &ORDER[..],
         _ => std::slice::from_ref(&asked),
     };
     let mut reasons = Vec::new();
-    for accelerator in tried {
-        let found = accelerator.hypervisor();
-        match found.and_then(|found| found.probe().map(|()| found)) {
-            Ok(hypervisor) => return Ok(hypervisor),
+    for &accelerator in tried {
+        let fits = match kernel {
+            Some(entry) if entry != accelerator.entry() => Err(misfit(entry)),
+            // Its walls are not tested as far as they are to be.
+            None if accelerator == Accelerator::Um && asked == Accelerator::Auto => {
+                Err("is only taken when it is asked for".to_owned())
+            }
+            _ => Ok(()),
+        };
+        let works = fits
+            .and_then(|()| accelerator.hypervisor())
+            .and_then(|found| found.probe());
+        match works {
+            Ok(()) => return Ok(accelerator),
             Err(reason) => reasons.push(format!("{}: {reason}", accelerator.name())),
         }
     }
     Err(NoAccelerator {
         asked: asked.name(),
         reasons,
+    })
+}
+
+/// Why a kernel is the wrong one.
+fn misfit(entry: Entry) -> String {
+    match entry {
+        Entry::Pvh => "the kernel is one for a machine; --accel tcg runs it".to_owned(),
+        Entry::Program => {
+            "the kernel is one that is a program (ARCH=um); --accel um runs it".to_owned()
+        }
+    }
+}
+
+/// What runs machines on an accelerator that [`decide`] gave.
+///
+/// # Errors
+/// It does not work any more.
+pub fn open(accelerator: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> {
+    let found = accelerator.hypervisor();
+    let works = found.and_then(|found| found.probe().map(|()| found));
+    works.map_err(|reason| NoAccelerator {
+        asked: accelerator.name(),
+        reasons: vec![reason],
     })
 }
 

@@ -13,24 +13,26 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{ffi::OsStrExt, net::UnixStream, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
+    process::{Command, ExitStatus, Stdio},
 };
 
 use rustix::{
-    event::epoll::{self, CreateFlags, EventData, EventFlags},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::Pid,
 };
 
-use super::{Failed, Hypervisor, Vm, VmConfig, VmError, memory::SharedMemory};
+use super::{
+    Failed, Hypervisor, Vm, VmConfig, VmError,
+    guest_process::{End, GuestProcess},
+    memory::SharedMemory,
+};
 use crate::{
     devices::{transport::vhost_user::Server, vsock::Vsock},
-    process::{Bond, is_readable_within, is_stopped, spawn},
+    process::{Bond, spawn},
     terminal::printable,
 };
 
@@ -39,12 +41,6 @@ const PROGRAM: &str = "qemu-system-x86_64";
 
 /// Most of what QEMU prints that is kept for an error, in bytes.
 const MAX_OUTPUT: usize = 4096;
-
-/// How long QEMU may take to end after it has let go of our device.
-const FAREWELL: Duration = Duration::from_secs(5);
-
-/// How long what a dead guest has sent may take to reach whoever reads it on the host.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// QEMU in software emulation.
 pub struct Qemu {
@@ -150,48 +146,28 @@ impl Hypervisor for Qemu {
         let inherited = [memory.as_fd(), theirs.as_fd(), config.console.as_fd()];
         let child = spawn(&mut command, &inherited, Bond::DiesWithUs)
             .map_err(step(&format!("start {}", program.display())))?;
-        QemuVm::watch(program.clone(), child, server, output.into())
-            .map(|vm| Box::new(vm) as Box<dyn Vm>)
-            .map_err(step("watch the emulator"))
+        // A child of ours has a positive number.
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let process = pid
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+            .and_then(|pid| GuestProcess::watch(pid, vec![server]))
+            .map_err(step("watch the emulator"))?;
+        Ok(Box::new(QemuVm {
+            program: program.clone(),
+            process,
+            output: output.into(),
+        }))
     }
 }
 
 /// A running emulator and our device beside it.
 struct QemuVm {
     program: PathBuf,
-    child: Child,
-    /// How it ended, once it has been reaped.
-    ended: Option<ExitStatus>,
-    killed: bool,
-    server: Server,
+    process: GuestProcess,
     output: File,
-    /// Watched by `gone`, which it must outlive.
-    pidfd: OwnedFd,
-    /// An epoll descriptor over everything that means the end.
-    gone: OwnedFd,
 }
 
 impl QemuVm {
-    fn watch(program: PathBuf, mut child: Child, server: Server, output: File) -> io::Result<Self> {
-        match watch_end(&child, &server) {
-            Ok((pidfd, gone)) => Ok(Self {
-                program,
-                child,
-                ended: None,
-                killed: false,
-                server,
-                output,
-                pidfd,
-                gone,
-            }),
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error)
-            }
-        }
-    }
-
     /// What QEMU printed, in one line.
     fn output(&mut self) -> String {
         let mut bytes = vec![0; MAX_OUTPUT];
@@ -226,79 +202,31 @@ impl QemuVm {
         };
         Some(Failed { what, advice })
     }
-
-    fn wait_until_drained(&self) {
-        is_readable_within(self.server.ended(), DRAIN);
-    }
-}
-
-/// A descriptor for the process, and one that is readable when the process or the device has ended.
-fn watch_end(child: &Child, server: &Server) -> io::Result<(OwnedFd, OwnedFd)> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let gone = epoll::create(CreateFlags::CLOEXEC)?;
-    for fd in [pidfd.as_fd(), server.ended()] {
-        epoll::add(&gone, fd, EventData::new_u64(0), EventFlags::IN)?;
-    }
-    Ok((pidfd, gone))
 }
 
 impl Vm for QemuVm {
     fn gone(&self) -> BorrowedFd<'_> {
-        self.gone.as_fd()
+        self.process.gone()
     }
 
     fn is_stopped(&self) -> bool {
-        is_stopped(&self.child)
+        self.process.is_stopped()
     }
 
     fn kill(&mut self) {
-        if self.ended.is_none() {
-            self.killed = true;
-            // Fails only if it has been reaped.
-            let _ = self.child.kill();
-        }
+        self.process.kill();
     }
 
     fn wait(&mut self) -> io::Result<Option<Failed>> {
-        // Our device failing leaves the guest without a host: that is its end, too.
-        let device = self.server.failure();
-        if device.is_some() {
-            self.kill();
-        }
-        // Without its device, too, but it may only be on its way.
-        let hung = !self.killed && !is_readable_within(self.pidfd.as_fd(), FAREWELL);
-        if hung {
-            self.kill();
-        }
-        let status = match self.ended {
-            Some(status) => status,
-            None => self.child.wait()?,
-        };
-        self.ended = Some(status);
-        if !self.killed {
-            self.wait_until_drained();
-        }
-        let failed = |what: String| Failed { what, advice: None };
-        Ok(match device {
-            Some(failure) => Some(failed(format!(
-                "The guest broke the rules of its vsock device: {failure}"
-            ))),
-            None if hung => Some(failed("QEMU hung up its device and did not end".to_owned())),
-            None if self.killed => None,
-            None => self.reason(status),
+        let failed = |what: String| Some(Failed { what, advice: None });
+        Ok(match self.process.wait()? {
+            End::Killed => None,
+            End::BrokeRules(how) => failed(format!(
+                "The guest broke the rules of its vsock device: {how}"
+            )),
+            End::HungUp => failed("QEMU hung up its device and did not end".to_owned()),
+            End::Exited(status) => self.reason(status),
         })
-    }
-}
-
-impl Drop for QemuVm {
-    fn drop(&mut self) {
-        self.kill();
-        if self.ended.is_none() {
-            // It was killed: this does not take long.
-            let _ = self.child.wait();
-        }
     }
 }
 

@@ -1,0 +1,158 @@
+//! The system calls of a kernel that runs as a process. What is not in the table kills it.
+//!
+//! The processes that run guest code have a filter of their own besides, which the kernel puts on them and which leaves
+//! them two calls.
+
+use libc::{
+    CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER,
+    CLONE_NEWUTS,
+};
+
+use crate::sandbox::filter::{Allowed, Argument, Program, compile};
+
+/// `clone(2)` into a namespace of any kind.
+const NAMESPACES: u64 = (CLONE_NEWCGROUP
+    | CLONE_NEWIPC
+    | CLONE_NEWNET
+    | CLONE_NEWNS
+    | CLONE_NEWPID
+    | CLONE_NEWUSER
+    | CLONE_NEWUTS) as u64;
+
+const fn allowed(call: libc::c_long, why: &'static str) -> Allowed {
+    Allowed {
+        call,
+        why,
+        only: &[],
+    }
+}
+
+/// Every call that it makes, and why.
+const TABLE: &[Allowed] = &[
+    allowed(libc::SYS_mmap, "guest memory, and the kernel's own"),
+    allowed(libc::SYS_munmap, "the same"),
+    allowed(libc::SYS_mprotect, "the same"),
+    allowed(libc::SYS_brk, "the C library's heap"),
+    allowed(libc::SYS_readlink, "the C library looks for its own path"),
+    allowed(libc::SYS_read, "events and signals, by descriptor"),
+    allowed(libc::SYS_write, "the console, and events"),
+    allowed(libc::SYS_pread64, "the initfs"),
+    allowed(libc::SYS_close, "descriptors that are of no more use"),
+    allowed(libc::SYS_fcntl, "which signal a descriptor raises"),
+    Allowed {
+        call: libc::SYS_ioctl,
+        why: "whether a descriptor is a terminal, which none is",
+        only: &[Argument {
+            index: 1,
+            mask: u32::MAX as u64,
+            value: libc::TCGETS,
+        }],
+    },
+    allowed(
+        libc::SYS_newfstatat,
+        "the size of memory and initfs; no path leads anywhere",
+    ),
+    allowed(libc::SYS_setsid, "a session of its own"),
+    allowed(libc::SYS_signalfd4, "signals, by descriptor"),
+    allowed(libc::SYS_lseek, "the same"),
+    allowed(libc::SYS_dup, "descriptors for device sockets"),
+    allowed(libc::SYS_dup2, "the same"),
+    allowed(libc::SYS_pipe2, "wake-ups between threads"),
+    allowed(libc::SYS_socketpair, "the same"),
+    allowed(libc::SYS_eventfd2, "kicks and calls of rings"),
+    allowed(libc::SYS_epoll_create, "descriptors that raise interrupts"),
+    allowed(libc::SYS_epoll_ctl, "the same"),
+    allowed(libc::SYS_epoll_wait, "the same"),
+    allowed(libc::SYS_epoll_pwait, "the same"),
+    allowed(libc::SYS_poll, "the same"),
+    allowed(libc::SYS_ppoll, "the same"),
+    allowed(libc::SYS_sendmsg, "vhost-user's messages"),
+    allowed(libc::SYS_recvmsg, "the same"),
+    allowed(libc::SYS_sendto, "the same"),
+    allowed(libc::SYS_recvfrom, "the same"),
+    allowed(
+        libc::SYS_rt_sigaction,
+        "signals are the kernel's interrupts",
+    ),
+    allowed(libc::SYS_rt_sigprocmask, "the same"),
+    allowed(libc::SYS_rt_sigreturn, "the same"),
+    allowed(libc::SYS_rt_sigsuspend, "the same"),
+    allowed(libc::SYS_rt_sigtimedwait, "the same"),
+    allowed(libc::SYS_sigaltstack, "the same"),
+    allowed(libc::SYS_timer_create, "the timer"),
+    allowed(libc::SYS_timer_settime, "the same"),
+    allowed(libc::SYS_timer_gettime, "the same"),
+    allowed(libc::SYS_timer_delete, "the same"),
+    allowed(libc::SYS_clock_gettime, "the clock"),
+    allowed(libc::SYS_clock_nanosleep, "idling"),
+    allowed(libc::SYS_gettimeofday, "the clock"),
+    allowed(libc::SYS_getrandom, "the first entropy"),
+    allowed(libc::SYS_futex, "threads"),
+    allowed(libc::SYS_sched_yield, "the same"),
+    allowed(libc::SYS_sched_getaffinity, "how many processors there are"),
+    allowed(libc::SYS_set_robust_list, "threads"),
+    allowed(libc::SYS_set_tid_address, "the same"),
+    allowed(libc::SYS_rseq, "the same"),
+    allowed(libc::SYS_arch_prctl, "the same"),
+    allowed(libc::SYS_gettid, "the same"),
+    allowed(libc::SYS_getpid, "who is to be signalled"),
+    allowed(libc::SYS_getppid, "whether the one that traces still lives"),
+    allowed(libc::SYS_prlimit64, "the C library's stack"),
+    allowed(libc::SYS_ptrace, "guest processes"),
+    allowed(libc::SYS_wait4, "the same"),
+    allowed(libc::SYS_kill, "the same; nobody else is in sight"),
+    allowed(libc::SYS_tkill, "the same"),
+    allowed(libc::SYS_tgkill, "the same"),
+    Allowed {
+        call: libc::SYS_clone,
+        why: "guest processes, in no namespace of their own",
+        only: &[Argument {
+            index: 0,
+            mask: NAMESPACES,
+            value: 0,
+        }],
+    },
+    allowed(
+        libc::SYS_execveat,
+        "the program that runs guest code, from memory",
+    ),
+    allowed(libc::SYS_memfd_create, "the same"),
+    allowed(libc::SYS_ftruncate, "the same"),
+    allowed(
+        libc::SYS_close_range,
+        "what guest processes are not to have",
+    ),
+    Allowed {
+        call: libc::SYS_prctl,
+        why: "that guest processes die with the kernel, and names of threads",
+        only: &[
+            only(libc::PR_SET_PDEATHSIG),
+            only(libc::PR_SET_NAME),
+            only(libc::PR_SET_NO_NEW_PRIVS),
+            only(libc::PR_SET_DUMPABLE),
+        ],
+    },
+    allowed(
+        libc::SYS_seccomp,
+        "the filter of guest processes, on top of this one",
+    ),
+    allowed(libc::SYS_exit, "the end"),
+    allowed(libc::SYS_exit_group, "the same"),
+];
+
+/// The first argument is this.
+const fn only(value: libc::c_int) -> Argument {
+    Argument {
+        index: 0,
+        mask: u32::MAX as u64,
+        value: value.unsigned_abs() as u64,
+    }
+}
+
+/// The table as a filter.
+///
+/// # Errors
+/// It cannot be one.
+pub fn filter() -> Result<Program, seccompiler::Error> {
+    compile(TABLE)
+}

@@ -1,0 +1,234 @@
+//! A kernel as a process: user-mode Linux, on any host, without virtualization of any kind.
+//!
+//! The kernel is a program of the host. It runs its guest's processes as processes of the host, whose system calls and
+//! faults it takes by ptrace; no instruction of theirs reaches the host's kernel. Memory is ours and sealed; disks and
+//! vsock are our own devices behind vhost-user, whose front end is the guest's kernel and so the attacker. The kernel's
+//! process, and with it all that it starts, is confined ([`crate::sandbox`]).
+
+mod calls;
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::{net::UnixStream, process::ExitStatusExt},
+    },
+    path::Path,
+};
+
+use super::{
+    Failed, Hypervisor, Vm, VmConfig, VmError,
+    guest_process::{End, GuestProcess},
+    memory::SharedMemory,
+};
+use crate::{
+    devices::{
+        VirtioDevice,
+        block::{Block, Disk},
+        transport::vhost_user::Server,
+        vsock::Vsock,
+    },
+    sandbox::{self, Plan},
+};
+
+/// Only warnings and a panic are printed.
+const CMDLINE_QUIET: &str = "quiet";
+
+/// It prints everything, what PID 1 says too.
+const CMDLINE_VERBOSE: &str = "printk.devkmsg=on";
+
+/// Most processes and threads of a machine.
+const PROCESSES: u64 = 32_768;
+
+/// Exit statuses by which the kernel tells how it ended; 0 is a power-off.
+const RESTARTED: i32 = 2;
+const PANICKED: i32 = 3;
+
+/// A kernel as a process.
+pub struct Um;
+
+impl Hypervisor for Um {
+    fn name(&self) -> &'static str {
+        "um"
+    }
+
+    fn probe(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn describe(&self) -> Result<String, String> {
+        let layers =
+            sandbox::probe().map_err(|error| format!("no process can be started: {error}"))?;
+        let with = |is_there, name: &str| match is_there {
+            true => name.to_owned(),
+            false => format!("without {name}, which this host does not permit"),
+        };
+        let namespaces = with(layers.namespaces, "namespaces of its own");
+        let landlock = with(layers.landlock.is_some(), "Landlock");
+        Ok(format!("a confined process: {namespaces}, {landlock}"))
+    }
+
+    fn disk_device(&self, index: usize) -> String {
+        super::virtio_disk_name(index)
+    }
+
+    fn start(&self, config: VmConfig) -> Result<Box<dyn Vm>, VmError> {
+        let kernel = open(&config.kernel, "the kernel")?;
+        let initfs = open(&config.initfs, "the initfs")?;
+        let memory = SharedMemory::create(config.memory).map_err(step("make guest memory"))?;
+        let mut machine = Machine {
+            memory: &memory,
+            servers: Vec::new(),
+            sockets: Vec::new(),
+        };
+        let vsock = Vsock::new(config.vsock.cid, config.vsock.ports);
+        machine.add(Box::new(vsock), "vsock")?;
+        for disk in &config.disks {
+            let file = File::options()
+                .read(true)
+                .write(!disk.read_only)
+                .open(&disk.path)
+                .and_then(|file| Disk::new(file, disk.read_only, disk.ephemeral))
+                .map_err(step(&format!("open the disk {}", disk.path.display())))?;
+            machine.add(Box::new(Block::new(file)), "block")?;
+        }
+        let mut words = vec![match config.verbose {
+            true => CMDLINE_VERBOSE,
+            false => CMDLINE_QUIET,
+        }];
+        words.extend(config.cmdline.split_ascii_whitespace());
+        let Machine {
+            servers, sockets, ..
+        } = machine;
+        let mut inherited: Vec<BorrowedFd<'_>> = vec![memory.as_fd(), initfs.as_fd()];
+        inherited.extend(sockets.iter().map(|(_, socket)| socket.as_fd()));
+        let plan = Plan {
+            program: kernel.as_fd(),
+            arguments: arguments(&memory, &initfs, &sockets, &words)?,
+            inherited,
+            output: config.console.as_fd(),
+            filter: calls::filter().map_err(|error| VmError::Host {
+                doing: "compile the filter of system calls".to_owned(),
+                source: io::Error::other(error),
+            })?,
+            processes: PROCESSES,
+        };
+        let confined = sandbox::spawn(&plan).map_err(|error| VmError::Host {
+            doing: format!("start {}", config.kernel.display()),
+            source: io::Error::other(error),
+        })?;
+        let process =
+            GuestProcess::watch(confined.pid, servers).map_err(step("watch the kernel"))?;
+        Ok(Box::new(UmVm(process)))
+    }
+}
+
+/// The devices of a machine that is being made.
+struct Machine<'a> {
+    memory: &'a SharedMemory,
+    servers: Vec<Server>,
+    /// The front ends' sockets, with the type of each device.
+    sockets: Vec<(u32, UnixStream)>,
+}
+
+impl Machine<'_> {
+    fn add(&mut self, device: Box<dyn VirtioDevice>, name: &str) -> Result<(), VmError> {
+        let kind = device.device_type();
+        let serve = || {
+            let (ours, theirs) = UnixStream::pair()?;
+            let server = Server::spawn(ours, self.memory.clone(), device)?;
+            Ok((server, theirs))
+        };
+        let (server, theirs) = serve().map_err(step(&format!("start the {name} device")))?;
+        self.servers.push(server);
+        self.sockets.push((kind, theirs));
+        Ok(())
+    }
+}
+
+/// The kernel's arguments: its name, and the words of its command line.
+fn arguments(
+    memory: &SharedMemory,
+    initfs: &File,
+    sockets: &[(u32, UnixStream)],
+    more: &[&str],
+) -> Result<Vec<CString>, VmError> {
+    let mut words = vec![
+        "linux".to_owned(),
+        format!("mem=fd{}", memory.as_fd().as_raw_fd()),
+        format!("initrd=fd{}", initfs.as_raw_fd()),
+    ];
+    for (kind, socket) in sockets {
+        words.push(format!("virtio_uml.device=fd{}:{kind}", socket.as_raw_fd()));
+    }
+    words.extend(more.iter().map(|word| (*word).to_owned()));
+    let strings: Result<_, _> = words.into_iter().map(CString::new).collect();
+    strings.map_err(|error| VmError::Host {
+        doing: "write the kernel's command line".to_owned(),
+        source: error.into(),
+    })
+}
+
+fn open(path: &Path, what: &str) -> Result<File, VmError> {
+    File::open(path).map_err(step(&format!("open {what} {}", path.display())))
+}
+
+fn step(doing: &str) -> impl Fn(io::Error) -> VmError {
+    let doing = doing.to_owned();
+    move |source| VmError::Host {
+        doing: doing.clone(),
+        source,
+    }
+}
+
+/// A running kernel and our devices beside it.
+struct UmVm(GuestProcess);
+
+impl Vm for UmVm {
+    fn gone(&self) -> BorrowedFd<'_> {
+        self.0.gone()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.is_stopped()
+    }
+
+    fn kill(&mut self) {
+        self.0.kill();
+    }
+
+    fn wait(&mut self) -> io::Result<Option<Failed>> {
+        let failed = |what: String| Some(Failed { what, advice: None });
+        let status = match self.0.wait()? {
+            End::Killed => return Ok(None),
+            End::BrokeRules(how) => {
+                return Ok(failed(format!(
+                    "The guest broke the rules of a device: {how}"
+                )));
+            }
+            End::HungUp => {
+                return Ok(failed(
+                    "The kernel hung up a device and did not end".to_owned(),
+                ));
+            }
+            End::Exited(status) => status,
+        };
+        Ok(match (status.code(), status.signal()) {
+            (Some(0 | RESTARTED), _) => None,
+            (Some(PANICKED), _) => failed("The guest's kernel panicked".to_owned()),
+            (_, Some(libc::SIGSYS)) => failed(
+                "The guest's kernel was killed for a system call that is none of its business"
+                    .to_owned(),
+            ),
+            (_, Some(signal)) => {
+                failed(format!("The guest's kernel was killed by signal {signal}"))
+            }
+            (code, None) => failed(format!(
+                "The guest's kernel failed with exit code {}",
+                code.unwrap_or_default()
+            )),
+        })
+    }
+}
