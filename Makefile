@@ -74,7 +74,7 @@ kernel: out/kernels/$(VARIANT)/vmlinux ## Another kernel, for --kernel: VARIANT=
 run: build image ## Everything up to a container that says hello
 	@out/bin/vmm run --rm busybox sh -c 'echo "Hello from a container with a kernel of its own: $$(uname -sr), PID $$$$"'
 
-test: setup-tests build image out/test/vmlinux-second out/test/vmm ## Everything up to tests of all parts, alone and together
+test: setup-tests build image out/test/default-second out/test/vmm ## Everything up to tests of all parts, alone and together
 	@scripts/test
 
 soak: setup-tests build image out/test/vmm ## What takes an hour: ROUNDS of every kind of bad luck, RUNS in a row
@@ -133,10 +133,10 @@ out/kernels/%/vmlinux: $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D)
 	@$(call KERNEL,$*)
 
-# A kernel that says in its release that it is not the default one.
-out/test/vmlinux-second: $(IMAGEBUILDER) FORCE
+# Kernels that say in their release that they are not the installed ones.
+out/test/%-second: $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D)
-	@$(call KERNEL,default) --local-version -second
+	@$(call KERNEL,$*) $(if $(filter um,$*),--optional) --local-version -second
 
 $(SHARE)/initfs.cpio: out/build/vminitd $(IMAGEBUILDER) FORCE
 	@mkdir -p $(@D) $(ORIGINS)

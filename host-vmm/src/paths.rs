@@ -141,11 +141,11 @@ impl Paths {
         self.share.as_deref()
     }
 
-    /// The default kernel of the installation.
+    /// The kernel of the installation that is built from this variant, whether or not it is there.
     #[must_use]
-    pub fn default_kernel(&self) -> Option<PathBuf> {
-        self.share()
-            .map(|share| share.join("kernels/default/vmlinux"))
+    pub fn installed_kernel(&self, variant: &str) -> Option<PathBuf> {
+        let share = self.share()?;
+        Some(share.join("kernels").join(variant).join("vmlinux"))
     }
 
     /// The initfs of the installation.

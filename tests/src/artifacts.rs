@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::accelerator;
+
 /// `path` in the folder of artifacts.
 ///
 /// # Panics
@@ -45,13 +47,22 @@ pub fn initfs() -> PathBuf {
     artifact("share/vmm/initfs.cpio", "make image")
 }
 
-/// A kernel that differs from the default one in its `LOCALVERSION`, which is `-second`.
+/// Which of the installed kernels the accelerator under test boots.
+#[must_use]
+pub fn kernel_variant() -> &'static str {
+    match accelerator().as_str() {
+        "um" => "um",
+        _ => "default",
+    }
+}
+
+/// A kernel that differs from the installed one in its `LOCALVERSION`, which is `-second`.
 ///
 /// # Panics
 /// If it was not built.
 #[must_use]
 pub fn second_kernel() -> PathBuf {
-    artifact("test/vmlinux-second", "make test")
+    artifact(&format!("test/{}-second", kernel_variant()), "make test")
 }
 
 /// A static program for the inside of a container.

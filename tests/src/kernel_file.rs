@@ -1,9 +1,12 @@
 //! Kernels that Linux people would not call so.
 
+use crate::accelerator;
+
 /// Where it is loaded and entered, in bytes from the start of guest memory.
 const ADDRESS: u32 = 1 << 20;
 
-/// An x86-64 ELF executable with a PVH entry point (`XEN_ELFNOTE_PHYS32_ENTRY`) at which `code` is, in 32-bit mode.
+/// An x86-64 ELF executable that the accelerator under test enters at `code`: in 32-bit mode at a PVH entry point
+/// (`XEN_ELFNOTE_PHYS32_ENTRY`), or as a program.
 #[must_use]
 pub fn kernel_file(code: &[u8]) -> Vec<u8> {
     const NOTE: usize = 0x200;
@@ -20,7 +23,7 @@ pub fn kernel_file(code: &[u8]) -> Vec<u8> {
     put(52, &[64, 0, 56, 0, 2]);
     let size = u64::try_from(code.len()).unwrap_or(0).to_le_bytes();
     let load = (1_u32, CODE, entry, size);
-    let note = (4_u32, NOTE, [0; 4], 20_u64.to_le_bytes());
+    let note = (4_u32, NOTE, [0; 4], 32_u64.to_le_bytes());
     for (at, (kind, offset, address, size)) in [(64, load), (120, note)] {
         put(at, &kind.to_le_bytes());
         put(at + 4, &[5]);
@@ -31,9 +34,18 @@ pub fn kernel_file(code: &[u8]) -> Vec<u8> {
         put(at + 40, &size);
         put(at + 48, &[4]);
     }
-    put(NOTE, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
-    put(NOTE + 12, b"Xen\0");
-    put(NOTE + 16, &entry);
+    match accelerator().as_str() {
+        "um" => {
+            put(NOTE, &[6, 0, 0, 0, 9, 0, 0, 0, 0, 1, 0, 0]);
+            put(NOTE + 12, b"Linux\0");
+            put(NOTE + 20, b"vmm-um-1\0");
+        }
+        _ => {
+            put(NOTE, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
+            put(NOTE + 12, b"Xen\0");
+            put(NOTE + 16, &entry);
+        }
+    }
     file.extend_from_slice(code);
     file
 }

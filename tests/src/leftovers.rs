@@ -43,24 +43,65 @@ impl fmt::Display for Process {
     }
 }
 
-/// Every process but this one that has the path `root` in its arguments or environment, or something below it open.
+/// Every process but this one that has the path `root` in its arguments or environment or something below it open, all
+/// that descend from one, and machines that belong to nobody.
 pub fn processes(root: &Path) -> Vec<Process> {
     let ids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    ids.filter(|&id| id != std::process::id().cast_signed())
+    let mut others: Vec<Pid> = ids
+        .filter(|&id| id != std::process::id().cast_signed())
         .filter_map(Pid::from_raw)
-        .filter(|&pid| concerns(pid, root.as_os_str().as_bytes()))
-        .map(|pid| {
-            let arguments = std::fs::read(file_of(pid, "cmdline")).unwrap_or_default();
-            let mut arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
-            arguments.truncate(arguments.floor_char_boundary(SHOWN));
-            Process {
-                pid,
-                program: std::fs::read_link(file_of(pid, "exe")).unwrap_or_default(),
-                arguments,
-            }
-        })
-        .collect()
+        .collect();
+    let mut found = take(&mut others, |pid| {
+        concerns(pid, root.as_os_str().as_bytes()) || is_stray(pid)
+    });
+    // Children of those found, and theirs: a confined machine has nothing of the root in sight.
+    loop {
+        let children = take(&mut others, |pid| {
+            parent(pid).is_some_and(|parent| found.contains(&parent))
+        });
+        if children.is_empty() {
+            break;
+        }
+        found.extend(children);
+    }
+    found.into_iter().map(describe).collect()
+}
+
+/// Takes those out of `pids` that `wanted` wants.
+fn take(pids: &mut Vec<Pid>, wanted: impl Fn(Pid) -> bool) -> Vec<Pid> {
+    let (taken, left) = std::mem::take(pids)
+        .into_iter()
+        .partition(|&pid| wanted(pid));
+    *pids = left;
+    taken
+}
+
+fn describe(pid: Pid) -> Process {
+    let arguments = std::fs::read(file_of(pid, "cmdline")).unwrap_or_default();
+    let mut arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+    arguments.truncate(arguments.floor_char_boundary(SHOWN));
+    Process {
+        pid,
+        program: std::fs::read_link(file_of(pid, "exe")).unwrap_or_default(),
+        arguments,
+    }
+}
+
+/// Whether it is of a kernel that runs as a process, and whoever started that is no more.
+fn is_stray(pid: Pid) -> bool {
+    const STUB: &[u8] = b"/memfd:uml-userspace";
+    let program = std::fs::read_link(file_of(pid, "exe")).unwrap_or_default();
+    let of_a_machine =
+        program.ends_with("um/vmlinux") || program.as_os_str().as_bytes().starts_with(STUB);
+    of_a_machine && parent(pid).is_none_or(|parent| parent.is_init())
+}
+
+fn parent(pid: Pid) -> Option<Pid> {
+    let text = std::fs::read_to_string(file_of(pid, "stat")).ok()?;
+    // The name in parentheses may have any character in it.
+    let (_, fields) = text.rsplit_once(')')?;
+    Pid::from_raw(fields.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }
 
 fn concerns(pid: Pid, root: &[u8]) -> bool {

@@ -23,7 +23,7 @@ mod terminal;
 mod tools_image;
 mod transcript;
 
-pub use artifacts::{artifact, initfs, second_kernel, vmm, vmm_with_failpoints};
+pub use artifacts::{artifact, initfs, kernel_variant, second_kernel, vmm, vmm_with_failpoints};
 pub use command::{Input, Vmm};
 pub use failpoints::{Failpoint, Held};
 pub use finished::Finished;

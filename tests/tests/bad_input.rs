@@ -124,6 +124,16 @@ fn a_value_that_is_none_is_named_with_what_would_be_one() {
                 &["'abacus'", "auto, kvm, um or tcg"],
             ),
             (
+                run(&root, &["--isolation", "soft"]),
+                125,
+                &["'soft'", "any or hardware"],
+            ),
+            (
+                run(&root, &["--isolation", "hardware"]),
+                125,
+                &["--isolation hardware"],
+            ),
+            (
                 run(&root, &["--mitigations", "some"]),
                 125,
                 &["'some'", "auto or off"],

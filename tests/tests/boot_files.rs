@@ -1,12 +1,15 @@
 //! Kernels and initfs that users bring: what is booted is a copy, which nobody changes, and which goes when it is not needed.
 
 use std::{
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use end_to_end::{DEADLINE, Root, Signal, initfs, second_kernel, skipped, wait_until};
+use end_to_end::{DEADLINE, Root, Signal, accelerator, initfs, second_kernel, skipped, wait_until};
 
 /// A kernel of the test's own, which says `release` at the end of its release. All are of the same length.
 fn kernel(root: &Root, release: &str) -> PathBuf {
@@ -39,12 +42,13 @@ fn sha256(path: &Path) -> String {
     imagebuilder::sha256::of_reader(file).expect("a hash")
 }
 
-/// What the emulators of this root were started with.
+/// What the machines of this root were started with, and what they execute.
 fn machine_arguments(root: &Root) -> Vec<String> {
     let machines = root.processes().into_iter().filter(|p| !p.is_vmm());
     let arguments = machines.flat_map(|machine| {
         let path = format!("/proc/{}/cmdline", machine.pid.as_raw_nonzero());
-        let text = std::fs::read(path).unwrap_or_default();
+        let mut text = std::fs::read(path).unwrap_or_default();
+        text.extend_from_slice(machine.program.as_os_str().as_bytes());
         let words = text.split(|&byte| byte == 0);
         words
             .map(|word| String::from_utf8_lossy(word).into_owned())
@@ -71,8 +75,10 @@ fn only_a_copy_is_booted_and_nobody_can_change_it() {
         ("initfs", "initfs.cpio", &archive),
     ] {
         let copy = root.state().join(kind).join(sha256(source)).join(name);
+        // A kernel that is a process has its initfs as a descriptor, and closes it when it has read it.
         assert!(
-            arguments.contains(&copy.display().to_string()),
+            arguments.contains(&copy.display().to_string())
+                || (kind, accelerator().as_str()) == ("initfs", "um"),
             "{arguments}"
         );
         assert!(

@@ -126,7 +126,8 @@ fn a_panic_is_told_by_its_line_and_its_log_stays() {
         &[
             "The guest's kernel died: Kernel panic - not syncing: VFS: Unable to mount root fs",
             "the guest's console, its last lines:",
-            "Call Trace:",
+            // The functions that led to it.
+            "kernel_init",
             "all of it: ",
         ],
     );
@@ -134,7 +135,7 @@ fn a_panic_is_told_by_its_line_and_its_log_stays() {
     let log = log_of(&run);
     assert!(log.starts_with(root.state().join("failed")), "{log:?}");
     let text = std::fs::read_to_string(&log).expect("a log");
-    for part in ["Kernel panic", "Call Trace:", "kernel_init", "</TASK>"] {
+    for part in ["Kernel panic", "Call Trace:", "kernel_init"] {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
 }
@@ -223,7 +224,7 @@ fn the_console_is_shown_as_it_comes() {
     run.check(text.lines().any(|line| line == "err"), "its own error");
     run.check(!text.contains('\r'), "no carriage returns");
     // The kernel says it all, and so is not told to be quiet.
-    let line = text.lines().find(|line| line.contains("Command line: "));
+    let line = text.lines().find(|line| line.contains("ommand line: "));
     run.check(!line.unwrap_or("quiet").contains("quiet"), "no quiet");
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use end_to_end::{DEADLINE, Root, accelerator, second_kernel, wait_until};
+use end_to_end::{DEADLINE, Root, accelerator, kernel_variant, second_kernel, wait_until};
 use serde_json::Value;
 
 /// A run by the installation in `prefix`.
@@ -78,7 +78,7 @@ fn what_was_changed_is_refused_by_name_until_it_is_put_right() {
     run(&root, &prefix).code(0);
     let share = prefix.join("share/vmm");
     for path in [
-        share.join("kernels/default/vmlinux"),
+        share.join("kernels").join(kernel_variant()).join("vmlinux"),
         share.join("initfs.cpio"),
         kept(&share.join("images"), "rootfs.ext4"),
     ] {
@@ -99,7 +99,8 @@ fn what_was_changed_is_refused_by_name_until_it_is_put_right() {
 fn a_file_that_was_only_touched_has_not_changed_and_one_that_was_replaced_has() {
     let root = Root::new();
     let prefix = root.install();
-    let kernel = prefix.join("share/vmm/kernels/default/vmlinux");
+    let name = format!("kernels/{}/vmlinux", kernel_variant());
+    let kernel = prefix.join(format!("share/vmm/{name}"));
     run(&root, &prefix).code(0);
     let touch = Command::new("touch").arg(&kernel).status();
     assert!(touch.expect("touch runs").success());
@@ -108,9 +109,9 @@ fn a_file_that_was_only_touched_has_not_changed_and_one_that_was_replaced_has() 
     let beside = kernel.with_extension("new");
     std::fs::copy(second_kernel(), &beside).expect("a copy of another kernel");
     std::fs::rename(beside, &kernel).expect("another kernel in its place");
-    run(&root, &prefix).fails("kernels/default/vmlinux");
+    run(&root, &prefix).fails(&name);
     std::fs::remove_file(&kernel).expect("a file to remove");
-    run(&root, &prefix).fails("kernels/default/vmlinux");
+    run(&root, &prefix).fails(&name);
     assert_eq!(wrong(&root, &prefix), [kernel]);
 }
 

@@ -7,8 +7,17 @@ use imagebuilder::manifest::{self, Artifact, Manifest};
 use super::{BootFile, Kind};
 use crate::{paths::Paths, vm::kernel::Entry};
 
+/// Whether there is a kernel that is entered like `entry`, as far as can be told without reading anything.
+#[must_use]
+pub fn has_kernel(paths: &Paths, entry: Entry) -> bool {
+    paths
+        .installed_kernel(variant(entry))
+        .is_some_and(|path| path.exists())
+}
+
 /// The variant of the kernel that containers get which ask for no other, by how it is entered.
-const fn variant(entry: Entry) -> &'static str {
+#[must_use]
+pub const fn variant(entry: Entry) -> &'static str {
     match entry {
         Entry::Pvh => "default",
         Entry::Program => "um",
@@ -30,7 +39,7 @@ pub enum InstallationError {
     #[error("Nothing is installed beside this program (make image builds it)")]
     None,
     /// A kernel that was not built.
-    #[error("The kernel {0} was not built (make kernel-{0} builds it)")]
+    #[error("The kernel {0} was not built (make image builds it, and says what it lacks for that)")]
     Kernel(&'static str),
     /// The manifest is missing, or of no use.
     #[error("Cannot tell what was installed (make image, or installing again, puts it right)")]

@@ -18,7 +18,7 @@ use std::{
 use imagebuilder::{hashes::Hashes, initfs, store::Image};
 use serde::{Deserialize, Serialize};
 
-pub use installation::{Installation, InstallationError};
+pub use installation::{Installation, InstallationError, has_kernel, variant};
 pub use taken::{Guard, TakeError, TakenFiles};
 pub use verify::{Finding, name, verify};
 

@@ -19,7 +19,7 @@ use crate::{
     failpoint,
     report::Report,
     terminal,
-    vm::{self, Accelerator, Mitigations},
+    vm::{self, Accelerator, Isolation, Mitigations},
 };
 
 /// Run a command in a new container
@@ -90,6 +90,9 @@ pub struct Run {
     /// What runs the machine: auto, kvm, um or tcg
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = accelerator, help_heading = "Machine")]
     accel: Accelerator,
+    /// What the machine's border has to be made of: any or hardware
+    #[arg(long, value_name = "KIND", default_value = "any", value_parser = isolation, help_heading = "Machine")]
+    isolation: Isolation,
     /// How long the start may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::start_timeout, help_heading = "Machine")]
     start_timeout: u32,
@@ -126,6 +129,13 @@ fn accelerator(name: &str) -> Result<Accelerator, String> {
     .ok_or_else(|| "choose auto, kvm, um or tcg".to_owned())
 }
 
+fn isolation(name: &str) -> Result<Isolation, String> {
+    [Isolation::Any, Isolation::Hardware]
+        .into_iter()
+        .find(|isolation| isolation.name() == name)
+        .ok_or_else(|| "choose any or hardware".to_owned())
+}
+
 fn mitigations(name: &str) -> Result<Mitigations, String> {
     [Mitigations::Auto, Mitigations::Off]
         .into_iter()
@@ -157,7 +167,9 @@ impl Run {
         let (has_terminal, has_keys) = (self.tty, self.interactive);
         let (kernel, initfs) = (self.kernel.clone(), self.initfs.clone());
         let entry = kernel.as_deref().map(boot_files::entry).transpose()?;
-        let accelerator = vm::decide(self.accel, entry)?;
+        let accelerator = vm::decide(self.accel, self.isolation, entry, |entry| {
+            boot_files::has_kernel(paths, entry)
+        })?;
         let request = self.request(accelerator)?;
         let containers = Containers::open(paths);
         let boot = BootFiles::choose(

@@ -10,8 +10,9 @@ use super::{
     verify::Verify, version::VERSION,
 };
 use crate::{
+    boot_files,
     container::{Containers, state::Status},
-    vm::verdicts,
+    vm::{self, Accelerator, Isolation, kernel::Entry},
 };
 
 /// Show what this program finds on this machine
@@ -62,7 +63,7 @@ struct Info {
     running: usize,
     images: usize,
     host: Host,
-    accelerators: Vec<crate::vm::Verdict>,
+    accelerators: Vec<vm::Verdict>,
     artifacts: Vec<imagebuilder::manifest::Artifact>,
 }
 
@@ -123,18 +124,23 @@ impl Info {
         let running = containers
             .iter()
             .filter(|found| found.state.status == Status::Running);
+        let installed = |entry| boot_files::has_kernel(paths, entry);
+        // That of a run which asks for nothing.
+        let entry = vm::decide(Accelerator::Auto, Isolation::Any, None, installed)
+            .map_or(Entry::Pvh, Accelerator::entry);
+        let kernel = paths.installed_kernel(boot_files::variant(entry));
         Ok(Self {
             version: VERSION,
             root: paths.root().display().to_string(),
             run: paths.run().display().to_string(),
             failed_logs: paths.failed_logs().display().to_string(),
-            kernel: paths.default_kernel().as_deref().map(File::look),
+            kernel: kernel.as_deref().map(File::look),
             initfs: paths.default_initfs().as_deref().map(File::look),
             running: running.count(),
             containers: containers.len(),
             images: images(environment).list()?.len(),
             host: Host::look(),
-            accelerators: verdicts(),
+            accelerators: vm::verdicts(installed),
             artifacts: artifacts::list(paths),
         })
     }

@@ -65,14 +65,24 @@ pub trait VirtioDevice: Send {
     /// Does what there is to do, in bounded time.
     ///
     /// # Errors
-    /// The driver broke the rules of a queue: the device does nothing more until its queues are
-    /// stopped and started again.
-    fn run(&mut self) -> Result<Progress, QueueError>;
+    /// [`DeviceError`]: the device does nothing more until its queues are stopped and started again.
+    fn run(&mut self) -> Result<Progress, DeviceError>;
 
     /// Whether everything that the device took from the guest has been delivered.
     fn drained(&self) -> bool {
         true
     }
+}
+
+/// Why a device does nothing more.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The driver broke the rules of a queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The disk of the host that it writes to is full.
+    #[error("A disk of the host is full, and what the guest writes finds no room")]
+    NoRoom,
 }
 
 /// What [`VirtioDevice::run`] has left to do.

@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use crate::{
-    devices::transport::vhost_user::Server,
+    devices::transport::vhost_user::{Failure, Server},
     process::{is_readable_within, is_stopped},
 };
 
@@ -47,6 +47,8 @@ pub enum End {
     Killed,
     /// It broke the rules of a device, and was killed for it.
     BrokeRules(String),
+    /// It was killed, as a disk of the host is full that it writes to.
+    NoRoom,
     /// It hung up a device and went on, and was killed for it.
     HungUp,
     /// The process ended by itself.
@@ -125,7 +127,8 @@ impl GuestProcess {
             }
         }
         Ok(match failure {
-            Some(failure) => End::BrokeRules(failure),
+            Some(Failure::Broken(how)) => End::BrokeRules(how),
+            Some(Failure::NoRoom) => End::NoRoom,
             None if hung => End::HungUp,
             None if self.killed => End::Killed,
             None => End::Exited(status),

@@ -42,6 +42,11 @@ pub enum KernelError {
     /// It cannot be entered.
     #[error("The kernel has no PVH entry point; build it with CONFIG_PVH=y")]
     NoPvh,
+    /// It is a program, but expects another host than us.
+    #[error(
+        "The kernel is a program (ARCH=um) that does not run under vmm as it is; make kernel VARIANT=um builds one that does"
+    )]
+    ForeignProgram,
 }
 
 const HEADER: usize = 64;
@@ -57,6 +62,11 @@ const TYPE_LOAD: u32 = 1;
 const TYPE_INTERPRETER: u32 = 3;
 const TYPE_NOTE: u32 = 4;
 const NOTE_PVH: u32 = 18;
+/// `LINUX_ELFNOTE_BUILD_SALT` of Linux's `include/linux/build-salt.h`, by which a kernel's configuration names its build.
+const NOTE_BUILD_SALT: u32 = 0x100;
+
+/// The name of builds that are driven as we drive programs, with the interface's version.
+const PROGRAM_SALT: &[u8] = b"vmm-um-1\0";
 
 /// Where the addresses of programs end. A kernel for a machine is linked beyond.
 const PROGRAM_END: u64 = 1 << 47;
@@ -93,7 +103,7 @@ fn check_image(file: &File, size: u64) -> Result<Entry, KernelError> {
     if each != PROGRAM_HEADER as u64 || count > MAX_SEGMENTS {
         return Err(KernelError::NotElf);
     }
-    let mut pvh = false;
+    let (mut pvh, mut salt) = (false, None);
     // What a program that needs no other file looks like.
     let mut program = (1..PROGRAM_END).contains(&u64_at(header, 24));
     for index in 0..count {
@@ -118,33 +128,30 @@ fn check_image(file: &File, size: u64) -> Result<Entry, KernelError> {
         if kind == TYPE_NOTE {
             let mut notes = vec![0; usize::try_from(len.min(MAX_NOTES)).unwrap_or(0)];
             read(file, at, &mut notes)?;
-            pvh |= has_pvh_note(&notes);
+            pvh |= note(&notes, b"Xen\0", NOTE_PVH).is_some();
+            salt = salt.or_else(|| note(&notes, b"Linux\0", NOTE_BUILD_SALT).map(<[u8]>::to_vec));
         }
     }
-    match (pvh, program) {
-        (true, _) => Ok(Entry::Pvh),
-        (false, true) => Ok(Entry::Program),
-        (false, false) => Err(KernelError::NoPvh),
+    match salt {
+        _ if pvh => Ok(Entry::Pvh),
+        Some(salt) if program && salt == PROGRAM_SALT => Ok(Entry::Program),
+        Some(_) if program => Err(KernelError::ForeignProgram),
+        _ => Err(KernelError::NoPvh),
     }
 }
 
-/// Whether one of the notes is the entry point.
-fn has_pvh_note(mut notes: &[u8]) -> bool {
+/// What the note of this owner and kind says, if there is one.
+fn note<'a>(mut notes: &'a [u8], owner: &[u8], kind: u32) -> Option<&'a [u8]> {
     while let Some((head, rest)) = notes.split_at_checked(12) {
-        let (name, content) = (u32_at(head, 0), u32_at(head, 4));
-        let lengths = [name, content].map(|len| (len as usize).next_multiple_of(4));
-        let Some(after) = lengths[0].checked_add(lengths[1]) else {
-            return false;
-        };
-        if u32_at(head, 8) == NOTE_PVH && rest.starts_with(b"Xen\0") && after <= rest.len() {
-            return true;
+        let (name, content) = (u32_at(head, 0) as usize, u32_at(head, 4) as usize);
+        let begin = name.next_multiple_of(4);
+        let end = begin.checked_add(content)?;
+        if u32_at(head, 8) == kind && rest.get(..name) == Some(owner) {
+            return rest.get(begin..end);
         }
-        let Some(next) = rest.get(after..) else {
-            return false;
-        };
-        notes = next;
+        notes = rest.get(end.checked_next_multiple_of(4)?..)?;
     }
-    false
+    None
 }
 
 fn read(file: &File, at: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
@@ -225,8 +232,19 @@ mod tests {
     #[test]
     fn a_program_is_told_from_a_machines_kernel() {
         let mut image = kernel(17);
-        image[24..32].copy_from_slice(&0x6000_0000_u64.to_le_bytes());
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(24, &0x6000_0000_u64.to_le_bytes());
+        put(120 + 32, &52_u64.to_le_bytes());
+        put(0x114, &[6, 0, 0, 0, 9, 0, 0, 0, 0, 1, 0, 0]);
+        put(0x120, b"Linux\0");
+        put(0x128, PROGRAM_SALT);
         assert_eq!(verdict(&image).unwrap(), Entry::Program);
+        let mut foreign = image.clone();
+        foreign[0x128] = b'w';
+        assert!(matches!(
+            verdict(&foreign),
+            Err(KernelError::ForeignProgram)
+        ));
         let mut linked_high = image.clone();
         linked_high[64 + 16..64 + 24].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(matches!(verdict(&linked_high), Err(KernelError::NoPvh)));

@@ -12,7 +12,7 @@ mod um;
 
 use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};
 
-pub use select::{Accelerator, NoAccelerator, Verdict, decide, open, verdicts};
+pub use select::{Accelerator, Isolation, NoAccelerator, Verdict, decide, open, verdicts};
 
 use crate::devices::vsock::HostPorts;
 
@@ -133,6 +133,19 @@ pub struct Failed {
     pub what: String,
     /// What to do about it, if that is known.
     pub advice: Option<String>,
+}
+
+impl Failed {
+    /// A disk of the host is full.
+    fn no_room() -> Self {
+        Self {
+            what: "The machine was stopped: the disk of the host that it writes to is full"
+                .to_owned(),
+            advice: Some(
+                "make room on that disk, or name a directory on another with --root".to_owned(),
+            ),
+        }
+    }
 }
 
 /// Why a VM did not start.

@@ -17,6 +17,32 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// What a machine's border has to be made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Anything that an accelerator is made of.
+    #[default]
+    Any,
+    /// Hardware virtualization.
+    Hardware,
+}
+
+impl Isolation {
+    /// Its name as `--isolation` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::Hardware => "hardware",
+        }
+    }
+
+    /// Whether an accelerator will do.
+    fn admits(self, accelerator: Accelerator) -> bool {
+        self == Self::Any || accelerator == Accelerator::Kvm
+    }
+}
+
 /// The order in which [`Accelerator::Auto`] tries them.
 const ORDER: [Accelerator; 3] = [Accelerator::Kvm, Accelerator::Um, Accelerator::Tcg];
 
@@ -71,12 +97,17 @@ impl Accelerator {
     }
 }
 
-/// The accelerator that `asked` comes to on this host, for a kernel that is entered in a certain way, or for whichever
-/// it would use.
+/// The accelerator that `asked` comes to on this host, for a kernel that is entered in a certain way, or for one of
+/// those that are `installed`.
 ///
 /// # Errors
 /// Why none does.
-pub fn decide(asked: Accelerator, kernel: Option<Entry>) -> Result<Accelerator, NoAccelerator> {
+pub fn decide(
+    asked: Accelerator,
+    isolation: Isolation,
+    kernel: Option<Entry>,
+    installed: impl Fn(Entry) -> bool,
+) -> Result<Accelerator, NoAccelerator> {
     let tried = match asked {
         Accelerator::Auto => &ORDER[..],
         _ => std::slice::from_ref(&asked),
@@ -84,11 +115,15 @@ pub fn decide(asked: Accelerator, kernel: Option<Entry>) -> Result<Accelerator, 
     let mut reasons = Vec::new();
     for &accelerator in tried {
         let fits = match kernel {
+            _ if !isolation.admits(accelerator) => {
+                Err("its border is software, and --isolation hardware was asked for".to_owned())
+            }
             Some(entry) if entry != accelerator.entry() => Err(misfit(entry)),
-            // Its walls are not tested as far as they are to be.
+            // Its walls have not been attacked as they are to be: whoever wants it says so.
             None if accelerator == Accelerator::Um && asked == Accelerator::Auto => {
                 Err("is only taken when it is asked for".to_owned())
             }
+            None if !has_kernel(accelerator, &installed) => Err(NOT_INSTALLED.to_owned()),
             _ => Ok(()),
         };
         let works = fits
@@ -104,6 +139,14 @@ pub fn decide(asked: Accelerator, kernel: Option<Entry>) -> Result<Accelerator, 
         reasons,
     })
 }
+
+/// Whether an accelerator has something to boot. That of the others is never left out, and missed where it is looked for.
+fn has_kernel(accelerator: Accelerator, installed: &impl Fn(Entry) -> bool) -> bool {
+    accelerator != Accelerator::Um || installed(accelerator.entry())
+}
+
+/// Why an accelerator is of no use.
+const NOT_INSTALLED: &str = "its kernel is not installed; make image builds it";
 
 /// Why a kernel is the wrong one.
 fn misfit(entry: Entry) -> String {
@@ -128,11 +171,14 @@ pub fn open(accelerator: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerat
     })
 }
 
-/// What is known of every accelerator, in the order of preference.
+/// What is known of every accelerator, in the order of preference, where the kernels are `installed`.
 #[must_use]
-pub fn verdicts() -> Vec<Verdict> {
+pub fn verdicts(installed: impl Fn(Entry) -> bool) -> Vec<Verdict> {
     let verdict = |accelerator: Accelerator| {
-        let found = accelerator.hypervisor();
+        let found = match has_kernel(accelerator, &installed) {
+            true => accelerator.hypervisor(),
+            false => Err(NOT_INSTALLED.to_owned()),
+        };
         let (usable, reason) = match found.and_then(|found| found.describe()) {
             Ok(uses) => (true, uses),
             Err(reason) => (false, reason),

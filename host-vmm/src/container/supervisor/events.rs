@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,7 +21,7 @@ use rustix::{
 
 use super::{Record, console::Console, end::End, guest_log::GuestLog, socket::ControlSocket};
 use crate::{
-    agent::{Control, ControlError, Dialed, Listener, Streams},
+    agent::{Control, ControlError, Dialed, Listener, Streams, Which},
     container::{
         boot::{DiskNames, boot_frame},
         channel::{Channel, Ending, FromSupervisor, ToSupervisor},
@@ -75,6 +78,8 @@ pub struct Running {
     attached: Vec<Channel>,
     disks: Option<DiskNames>,
     streams: Streams,
+    /// Those that the command which started the container gets once it runs.
+    opened: Vec<(Which, UnixStream)>,
     phase: Phase,
     start_timeout: Duration,
     /// When the start is given up.
@@ -144,6 +149,7 @@ impl Running {
             attached: Vec::new(),
             disks: Some(parts.disks),
             streams: Streams::default(),
+            opened: Vec::new(),
             phase: Phase::Booting,
             start_timeout: parts.start_timeout,
             start_until: Instant::now() + parts.start_timeout,
@@ -342,7 +348,12 @@ impl Running {
 
     /// Hands the streams whose tokens have been shown to the command that started the container.
     fn pass_streams(&mut self) {
-        for (which, stream) in self.streams.opened() {
+        self.opened.extend(self.streams.opened());
+        // Whoever sees what a container says finds it in the list of those that run.
+        if self.phase != Phase::Running {
+            return;
+        }
+        for (which, stream) in self.opened.drain(..) {
             if let Some(channel) = self.attached.first()
                 && let Err(error) =
                     channel.send(&FromSupervisor::Stream(which), Some(stream.as_fd()))
@@ -400,6 +411,7 @@ impl Running {
                 record.state.status = Status::Running;
                 record.state.started_ns = Some(wall_clock_ns());
                 let written = record.write();
+                self.pass_streams();
                 written.err().map(|error| End::Broken(Report::of(&error)))
             }
             GuestFrame::Exited(exited) => {

@@ -12,7 +12,7 @@ use super::{
     request::{HEADER_LEN, ID_LEN, Operation, RANGE_LEN, SectorRange, Status},
 };
 use crate::devices::{
-    Progress, VirtioDevice,
+    DeviceError, Progress, VirtioDevice,
     event_loop::{Readiness, Registry},
     guest_io,
     virtqueue::{Chain, QueueError, Virtqueue, total},
@@ -60,7 +60,7 @@ impl Block {
         }
     }
 
-    fn serve(&mut self, queue: &mut Virtqueue) -> Result<Progress, QueueError> {
+    fn serve(&mut self, queue: &mut Virtqueue) -> Result<Progress, DeviceError> {
         let mut chain = std::mem::take(&mut self.chain);
         let mut used = 0;
         let result = loop {
@@ -71,11 +71,11 @@ impl Block {
                 Ok(true) => {
                     used += 1;
                     self.answer(queue, &chain)
-                        .and_then(|written| queue.push(chain.head, written))
+                        .and_then(|written| Ok(queue.push(chain.head, written)?))
                         .map(|()| true)
                 }
-                Ok(false) => queue.enable_kicks(),
-                Err(error) => Err(error),
+                Ok(false) => queue.enable_kicks().map_err(DeviceError::Queue),
+                Err(error) => Err(error.into()),
             };
             match step {
                 Ok(true) => {}
@@ -94,14 +94,14 @@ impl Block {
     }
 
     /// Does what a chain asks, and gives how many of its bytes were written.
-    fn answer(&self, queue: &Virtqueue, chain: &Chain) -> Result<u32, QueueError> {
+    fn answer(&self, queue: &Virtqueue, chain: &Chain) -> Result<u32, DeviceError> {
         let unusable = |why| QueueError::Buffer {
             head: chain.head,
             why,
         };
         let mut header = [0; HEADER_LEN];
         if !guest_io::copy_from(queue.memory(), &chain.readable, 0, &mut header) {
-            return Err(unusable("shorter than a request's header"));
+            return Err(unusable("shorter than a request's header").into());
         }
         // The last byte is the status (§5.2.6).
         let data = total(&chain.writable)
@@ -111,17 +111,19 @@ impl Block {
         let (status, written) = match self.perform(operation, queue, chain, data) {
             Ok(written) => (Status::Ok, written),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => (Status::Unsupported, 0),
+            // An error that the guest sees is one that its file system has from then on.
+            Err(error) if is_full(&error) => return Err(DeviceError::NoRoom),
             Err(error) => {
                 tracing::debug!(?operation, %error, "A disk's request failed");
                 (Status::Error, 0)
             }
         };
         if !guest_io::copy_to_at(queue.memory(), &chain.writable, data, &[status.to_byte()]) {
-            return Err(unusable("outside of guest memory"));
+            return Err(unusable("outside of guest memory").into());
         }
         // Bytes before the status count as written whatever is in them: the driver looks at the status first.
         let written = if status == Status::Ok { written } else { data };
-        u32::try_from(written.saturating_add(1)).map_err(|_| unusable("too long"))
+        Ok(u32::try_from(written.saturating_add(1)).map_err(|_| unusable("too long"))?)
     }
 
     /// Gives the number of bytes written into the chain. `data` of its writable bytes are for data.
@@ -220,6 +222,14 @@ impl Block {
     }
 }
 
+/// Whether a write found no room on the host.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 impl VirtioDevice for Block {
     fn device_type(&self) -> u32 {
         DEVICE_TYPE
@@ -269,7 +279,7 @@ impl VirtioDevice for Block {
 
     fn ready(&mut self, _token: u32, _readiness: Readiness) {}
 
-    fn run(&mut self) -> Result<Progress, QueueError> {
+    fn run(&mut self) -> Result<Progress, DeviceError> {
         if !self.pending {
             return Ok(Progress::Idle);
         }

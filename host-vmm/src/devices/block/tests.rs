@@ -12,9 +12,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Block, Disk};
 use crate::{
     devices::{
-        VirtioDevice,
+        DeviceError, VirtioDevice,
         testing::{DriverQueue, Random},
-        virtqueue::QueueError,
     },
     vm::memory::{GuestMemory, Placement, SharedMemory},
 };
@@ -85,7 +84,7 @@ impl Driver {
         self.memory.write_obj(NONE, GuestAddress(STATUS)).unwrap();
     }
 
-    fn run(&mut self) -> Result<(), QueueError> {
+    fn run(&mut self) -> Result<(), DeviceError> {
         self.device.kick(0);
         for _ in 0..4 {
             self.device.run()?;

@@ -9,7 +9,7 @@ use super::{
     packet::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op},
 };
 use crate::devices::{
-    Progress, VirtioDevice,
+    DeviceError, Progress, VirtioDevice,
     event_loop::{Readiness, Registry},
     guest_io,
     virtqueue::{Chain, QueueError, Virtqueue, total},
@@ -433,7 +433,7 @@ impl VirtioDevice for Vsock {
         self.settle(token);
     }
 
-    fn run(&mut self) -> Result<Progress, QueueError> {
+    fn run(&mut self) -> Result<Progress, DeviceError> {
         // Refusals that wait for room hold up what the guest sends: they go first.
         if self.resets.len() >= MAX_RESETS {
             self.send_to_guest()?;

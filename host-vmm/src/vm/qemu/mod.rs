@@ -224,6 +224,7 @@ impl Vm for QemuVm {
             End::BrokeRules(how) => failed(format!(
                 "The guest broke the rules of its vsock device: {how}"
             )),
+            End::NoRoom => Some(Failed::no_room()),
             End::HungUp => failed("QEMU hung up its device and did not end".to_owned()),
             End::Exited(status) => self.reason(status),
         })

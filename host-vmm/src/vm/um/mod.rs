@@ -6,6 +6,7 @@
 //! process, and with it all that it starts, is confined ([`crate::sandbox`]).
 
 mod calls;
+mod ptrace;
 
 use std::{
     ffi::CString,
@@ -17,6 +18,8 @@ use std::{
     },
     path::Path,
 };
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use super::{
     Failed, Hypervisor, Vm, VmConfig, VmError,
@@ -55,10 +58,13 @@ impl Hypervisor for Um {
     }
 
     fn probe(&self) -> Result<(), String> {
-        Ok(())
+        ptrace::probe().map_err(|error| {
+            format!("no process may be traced here ({error}); allow ptrace, as by the profile of a container's runtime")
+        })
     }
 
     fn describe(&self) -> Result<String, String> {
+        self.probe()?;
         let layers =
             sandbox::probe().map_err(|error| format!("no process can be started: {error}"))?;
         let with = |is_there, name: &str| match is_there {
@@ -115,13 +121,40 @@ impl Hypervisor for Um {
             })?,
             processes: PROCESSES,
         };
-        let confined = sandbox::spawn(&plan).map_err(|error| VmError::Host {
+        let placed = Placed::here().map_err(step("choose a CPU"))?;
+        let confined = sandbox::spawn(&plan);
+        drop(placed);
+        let confined = confined.map_err(|error| VmError::Host {
             doing: format!("start {}", config.kernel.display()),
             source: io::Error::other(error),
         })?;
         let process =
             GuestProcess::watch(confined.pid, servers).map_err(step("watch the kernel"))?;
         Ok(Box::new(UmVm(process)))
+    }
+}
+
+/// Keeps what the calling thread starts on the CPU that it is on, until it is dropped.
+///
+/// A system call or a fault of the guest switches between the kernel and a stub and back. On one CPU that is several
+/// times as quick as between two that are idle: a gibibyte touched in random order takes 14 s there, and 94 s otherwise.
+/// The scheduler has put this thread, which is new, where there was least to do.
+struct Placed(CpuSet);
+
+impl Placed {
+    fn here() -> io::Result<Self> {
+        let before = sched_getaffinity(None)?;
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu());
+        sched_setaffinity(None, &here)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        // Was allowed before. If not, the devices stay beside their guest.
+        let _ = sched_setaffinity(None, &self.0);
     }
 }
 
@@ -208,6 +241,7 @@ impl Vm for UmVm {
                     "The guest broke the rules of a device: {how}"
                 )));
             }
+            End::NoRoom => return Ok(Some(Failed::no_room())),
             End::HungUp => {
                 return Ok(failed(
                     "The kernel hung up a device and did not end".to_owned(),

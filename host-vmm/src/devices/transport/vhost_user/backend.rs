@@ -12,7 +12,7 @@ use vm_memory::GuestAddress;
 use super::message::{MAX_CONFIG, MessageError, Region, Request, RingAddresses, RingFd};
 use crate::{
     devices::{
-        Progress, VirtioDevice,
+        DeviceError, Progress, VirtioDevice,
         event_loop::{Interest, Registry},
         transport::{EVENT_IDX, RING_FEATURES},
         virtqueue::{EventInterrupt, Interrupt, QueueError, Virtqueue},
@@ -154,7 +154,7 @@ impl Backend {
 
     /// Lets the device work. A driver that breaks the rules of a queue stops them all, until the front end sets
     /// them up again.
-    pub fn run(&mut self) -> (Progress, Option<QueueError>) {
+    pub fn run(&mut self) -> (Progress, Option<DeviceError>) {
         match self.device.run() {
             Ok(progress) => (progress, None),
             Err(error) => {

@@ -14,4 +14,4 @@ mod tests;
 
 pub use backend::BackendError;
 pub use channel::ChannelError;
-pub use server::Server;
+pub use server::{Failure, Server};

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     devices::{
-        Progress, VirtioDevice,
+        DeviceError, Progress, VirtioDevice,
         event_loop::{EventLoop, Interest},
     },
     vm::memory::SharedMemory,
@@ -53,8 +53,29 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Server {
     stop: OwnedFd,
     ended: Arc<OwnedFd>,
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Arc<Mutex<Option<Failure>>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Why a device was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The front end or the driver did something wrong.
+    Broken(String),
+    /// The disk of the host that it writes to is full.
+    NoRoom,
+}
+
+impl Failure {
+    fn broken(error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        Self::Broken(text)
+    }
 }
 
 impl Server {
@@ -104,9 +125,9 @@ impl Server {
         })
     }
 
-    /// What the front end or the driver did wrong, if anything.
+    /// Why the device was given up, if it was.
     #[must_use]
-    pub fn failure(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<Failure> {
         self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -160,7 +181,7 @@ struct Worker {
     channel: Option<Channel>,
     /// There may be messages to receive.
     messages: bool,
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Arc<Mutex<Option<Failure>>>,
 }
 
 /// Why the conversation with the front end ends early.
@@ -180,7 +201,7 @@ impl Worker {
             events.clear();
             let busy = self.messages || progress == Progress::More;
             if let Err(error) = self.events.wait(busy, &mut events) {
-                return self.fail(&error);
+                return self.fail(Failure::broken(&error));
             }
             for event in &events {
                 match (event.owner, event.token) {
@@ -194,14 +215,21 @@ impl Worker {
             progress = now;
             if let Some(error) = error {
                 tracing::warn!("Stopped a device: {error}");
-                self.fail(&error);
+                match error {
+                    DeviceError::Queue(error) => self.fail(Failure::broken(&error)),
+                    // Not the guest's fault, and nothing that it could go on with.
+                    DeviceError::NoRoom => {
+                        self.fail(Failure::NoRoom);
+                        self.hang_up();
+                    }
+                }
             }
             match self.receive() {
                 Ok(0) => {}
                 // What was changed may give the device something to do, such as a ring that starts full.
                 Ok(_) => progress = Progress::More,
                 Err(error) => {
-                    self.fail(&error);
+                    self.fail(Failure::broken(&error));
                     self.hang_up();
                 }
             }
@@ -260,16 +288,10 @@ impl Worker {
     }
 
     /// Keeps the first failure.
-    fn fail(&self, error: &dyn std::error::Error) {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
+    fn fail(&self, failure: Failure) {
         self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(text);
+            .get_or_insert(failure);
     }
 }

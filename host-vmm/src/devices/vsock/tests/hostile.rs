@@ -3,6 +3,7 @@
 use super::*;
 use crate::devices::{
     testing::{Descriptor, INDIRECT, NEXT, Random, WRITE},
+    virtqueue::QueueError,
     vsock::packet::shutdown,
 };
 
@@ -128,7 +129,10 @@ fn indirect_tables_do_not_make_longer_chains() {
     guest.run().unwrap();
     guest.tx.add_indirect(&guest.memory, table, &buffers);
     guest.device.kick(1);
-    assert!(matches!(guest.run(), Err(QueueError::Chain { .. })));
+    assert!(matches!(
+        guest.run(),
+        Err(DeviceError::Queue(QueueError::Chain { .. }))
+    ));
 }
 
 #[test]
@@ -140,7 +144,10 @@ fn more_available_than_the_ring_holds_stops_the_device() {
         .write_obj(129_u16, GuestAddress(index))
         .unwrap();
     guest.device.kick(1);
-    assert!(matches!(guest.run(), Err(QueueError::Ring(_))));
+    assert!(matches!(
+        guest.run(),
+        Err(DeviceError::Queue(QueueError::Ring(_)))
+    ));
 }
 
 #[test]
@@ -156,7 +163,10 @@ fn unusable_buffers_to_receive_into_stop_the_device() {
         guest.rx.add(&guest.memory, chain);
         let header = guest.header(op::REQUEST, PORTS);
         guest.queue_packet(header, &[]);
-        assert!(matches!(guest.run(), Err(QueueError::Buffer { .. })));
+        assert!(matches!(
+            guest.run(),
+            Err(DeviceError::Queue(QueueError::Buffer { .. }))
+        ));
     }
 }
 

@@ -20,9 +20,7 @@ use super::{
     packet::{HEADER_LEN, Header, TYPE_STREAM, op},
 };
 use crate::{
-    devices::{
-        Progress, VirtioDevice, event_loop::EventLoop, testing::DriverQueue, virtqueue::QueueError,
-    },
+    devices::{DeviceError, Progress, VirtioDevice, event_loop::EventLoop, testing::DriverQueue},
     vm::memory::{GuestMemory, Placement, SharedMemory},
 };
 
@@ -133,7 +131,7 @@ impl Guest {
     }
 
     /// Lets the device work until there is nothing left to do.
-    fn run(&mut self) -> Result<(), QueueError> {
+    fn run(&mut self) -> Result<(), DeviceError> {
         let mut events = Vec::new();
         for _ in 0..100_000 {
             events.clear();

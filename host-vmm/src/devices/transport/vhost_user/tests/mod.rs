@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Server, message::HEADER_LEN};
+use super::{Failure, Server, message::HEADER_LEN};
 use crate::{
     devices::{
         testing::DriverQueue,
@@ -215,6 +215,14 @@ impl FrontEnd {
     /// Waits for the server to end, and returns why it did.
     fn failure(self) -> String {
         wait_readable(self.server.ended());
-        self.server.failure().expect("the server saw no failure")
+        broken(&self.server)
+    }
+}
+
+/// What the server found that the front end did wrong.
+fn broken(server: &Server) -> String {
+    match server.failure() {
+        Some(Failure::Broken(how)) => how,
+        other => panic!("expected a failure of the front end, got {other:?}"),
     }
 }
