@@ -26,8 +26,13 @@ pub struct Process {
 impl Process {
     /// Kills it. Does nothing if it has ended already.
     pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Sends it a signal. Does nothing if it has ended already.
+    pub fn signal(&self, signal: Signal) {
         // It may be gone since it was found.
-        let _ = kill_process(self.pid, Signal::KILL);
+        let _ = kill_process(self.pid, signal);
     }
 
     /// Whether it runs the `vmm` command.
@@ -94,14 +99,17 @@ fn is_stray(pid: Pid) -> bool {
     let program = std::fs::read_link(file_of(pid, "exe")).unwrap_or_default();
     let of_a_machine =
         program.ends_with("um/vmlinux") || program.as_os_str().as_bytes().starts_with(STUB);
-    of_a_machine && parent(pid).is_none_or(|parent| parent.is_init())
+    of_a_machine && parent(pid).is_some_and(|parent| parent.is_init())
 }
 
+/// The parent of a process, unless that has ended and is only waited for.
 fn parent(pid: Pid) -> Option<Pid> {
     let text = std::fs::read_to_string(file_of(pid, "stat")).ok()?;
     // The name in parentheses may have any character in it.
     let (_, fields) = text.rsplit_once(')')?;
-    Pid::from_raw(fields.split_ascii_whitespace().nth(1)?.parse().ok()?)
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?;
+    (state != "Z").then(|| Pid::from_raw(fields.next()?.parse().ok()?))?
 }
 
 fn concerns(pid: Pid, root: &[u8]) -> bool {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use end_to_end::{Root, Running, Signal};
+use end_to_end::{Input, Root, Running, Signal};
 
 /// How long what belongs to a container may be there after it lost its command. It takes far less; the rest is for a
 /// machine that has better to do.
@@ -121,6 +121,27 @@ fn a_vm_that_is_killed_is_reported() {
     let run = run.finish();
     run.fails("");
     assert_eq!(root.processes_after(SOON), []);
+}
+
+#[test]
+fn a_vm_that_is_stopped_goes_on_later() {
+    let root = Root::alone();
+    let run = root.run(["--rm", "-i", "busybox", "sh", "-c"]);
+    let run = run.arg("echo ready; read word; echo got $word; exit 7");
+    let mut run = run.input(Input::Later).start();
+    run.expect("ready\n");
+    let machine = run.helpers().into_iter().find(|process| !process.is_vmm());
+    let Some(machine) = machine else {
+        end_to_end::need!(Err::<(), _>(
+            "this accelerator's VM is no process of its own"
+        ));
+        return;
+    };
+    machine.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(300));
+    machine.signal(Signal::CONT);
+    run.send("word\n");
+    run.finish().code(7).stdout("ready\ngot word\n");
 }
 
 /// A container that runs until somebody ends it.

@@ -90,7 +90,7 @@ pub struct Run {
     /// What runs the machine: auto, kvm, um or tcg
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = accelerator, help_heading = "Machine")]
     accel: Accelerator,
-    /// What the machine's border has to be made of: any or hardware
+    /// What has to isolate it: any or hardware
     #[arg(long, value_name = "KIND", default_value = "any", value_parser = isolation, help_heading = "Machine")]
     isolation: Isolation,
     /// How long the start may take, in seconds

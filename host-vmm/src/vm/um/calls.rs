@@ -89,6 +89,10 @@ const TABLE: &[Allowed] = &[
     allowed(libc::SYS_clock_gettime, "the clock"),
     allowed(libc::SYS_clock_nanosleep, "idling"),
     allowed(libc::SYS_gettimeofday, "the clock"),
+    allowed(
+        libc::SYS_restart_syscall,
+        "waiting, once somebody has stopped it and let it go on",
+    ),
     allowed(libc::SYS_getrandom, "the first entropy"),
     allowed(libc::SYS_futex, "threads"),
     allowed(libc::SYS_sched_yield, "the same"),
