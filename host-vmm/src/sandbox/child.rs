@@ -2,12 +2,14 @@
 //! threads, so it makes system calls only and allocates nothing.
 
 use std::{
-    io,
-    os::fd::{BorrowedFd, RawFd},
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use rustix::{
     io::{FdFlags, fcntl_setfd},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
     process::{Signal, set_parent_process_death_signal},
     thread::{
         CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
@@ -41,7 +43,8 @@ pub struct Child<'a> {
     pub landlock: Option<RawFd>,
     pub filter: &'a filter::Program,
     pub limits: [limits::Limit; 5],
-    /// Takes a [`report`] if this process cannot be confined, and is closed when its program is executed.
+    /// A socket that takes messages: the descriptor that tells of forbidden calls, with one byte; and a [`report`] if this
+    /// process cannot be confined. It is closed when the program is executed.
     pub report: RawFd,
 }
 
@@ -133,9 +136,24 @@ impl Child<'_> {
             landlock::enter(ruleset)?;
         }
         *step = Step::Filter;
-        filter::enter(self.filter)?;
+        if let Some(listener) = filter::enter(self.filter)? {
+            self.hand_over(&listener)?;
+        }
         *step = Step::Execute;
         Err(self.execute())
+    }
+
+    /// Sends the descriptor that tells of forbidden calls. Ours is closed when the program is executed.
+    fn hand_over(&self, listener: &OwnedFd) -> io::Result<()> {
+        // SAFETY: the descriptor is the parent's, of which this process has a copy.
+        let report = unsafe { BorrowedFd::borrow_raw(self.report) };
+        let descriptors = [listener.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let byte = [IoSlice::new(&[0])];
+        sendmsg(report, &byte, &mut ancillary, SendFlags::empty())?;
+        Ok(())
     }
 
     /// Returns only if it failed.

@@ -13,8 +13,10 @@
 
 mod child;
 pub mod filter;
+mod forbidden;
 mod landlock;
 mod limits;
+mod names;
 mod namespaces;
 #[cfg(test)]
 mod tests;
@@ -22,15 +24,21 @@ mod tests;
 use std::{
     ffi::{CStr, CString},
     fs::File,
-    io::{self, Read},
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use rustix::{
-    pipe::{PipeFlags, pipe_with},
-    process::Pid,
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags,
+        SocketType, recvmsg, socketpair,
+    },
+    process::{Pid, Signal, WaitOptions, kill_process, waitpid},
 };
 
+pub use forbidden::Forbidden;
 pub use namespaces::Namespaces;
 
 /// Everything about a confined process.
@@ -59,6 +67,8 @@ pub struct Confined {
     pub pidfd: OwnedFd,
     /// What of the layers that not every host permits it has.
     pub layers: Layers,
+    /// What it was killed for, if it made a forbidden call on a host that tells which.
+    pub forbidden: Forbidden,
 }
 
 /// The layers that not every host permits.
@@ -94,8 +104,13 @@ pub enum SandboxError {
 pub fn spawn(plan: &Plan<'_>) -> Result<Confined, SandboxError> {
     // All that needs memory is made before there is a child, which may not allocate any.
     let nothing = File::open("/dev/null").map_err(SandboxError::Prepare)?;
-    let (reports, report) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(|errno| SandboxError::Prepare(errno.into()))?;
+    let (reports, report) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| SandboxError::Prepare(errno.into()))?;
     let landlock = landlock::Ruleset::create(Some(plan.program));
     let inherited: Vec<RawFd> = plan.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let mut arguments: Vec<*const libc::c_char> =
@@ -115,16 +130,38 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Confined, SandboxError> {
     let (pid, pidfd, namespaces) = namespaces::fork(|namespaces, told| child.run(namespaces, told))
         .map_err(SandboxError::Prepare)?;
     drop(report);
-    let mut failed = [0; child::REPORT_LEN];
+    let end = || {
+        let _ = kill_process(pid, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+    };
+    let mut listener = None;
     // It ends without a word when the program is executed.
-    if File::from(reports).read_exact(&mut failed).is_ok() {
-        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-        let (step, source) = child::read_report(failed);
-        return Err(SandboxError::Confine {
-            doing: step.doing(),
-            source,
-        });
+    let told = loop {
+        match receive(&reports) {
+            Ok(Told::Listener(fd)) => listener = Some(fd),
+            other => break other,
+        }
+    };
+    match told {
+        Ok(Told::Failed(step, source)) => {
+            end();
+            return Err(SandboxError::Confine {
+                doing: step.doing(),
+                source,
+            });
+        }
+        Ok(_) => {}
+        Err(errno) => {
+            end();
+            return Err(SandboxError::Prepare(errno.into()));
+        }
     }
+    let watch = |listener| Forbidden::watch(listener, pidfd.try_clone()?);
+    let forbidden = listener.map_or_else(|| Ok(Forbidden::default()), watch);
+    let forbidden = forbidden.map_err(|error| {
+        end();
+        SandboxError::Prepare(error)
+    })?;
     Ok(Confined {
         pid,
         pidfd,
@@ -132,7 +169,40 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Confined, SandboxError> {
             namespaces: namespaces == Namespaces::Own,
             landlock: landlock.as_ref().map(landlock::Ruleset::version),
         },
+        forbidden,
     })
+}
+
+/// What a child says.
+enum Told {
+    /// A descriptor that tells of forbidden calls.
+    Listener(OwnedFd),
+    /// It could not be confined.
+    Failed(child::Step, io::Error),
+    /// Nothing more: it executes its program, or is dead.
+    Nothing,
+}
+
+fn receive(reports: &OwnedFd) -> Result<Told, Errno> {
+    let mut bytes = [0; child::REPORT_LEN];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(reports, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?.bytes,
+        }
+    };
+    if received == child::REPORT_LEN {
+        let (step, error) = child::read_report(bytes);
+        return Ok(Told::Failed(step, error));
+    }
+    let listener = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok(listener.map_or(Told::Nothing, Told::Listener))
 }
 
 /// The layers that this host permits, without starting anything that stays.
@@ -142,7 +212,7 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Confined, SandboxError> {
 pub fn probe() -> io::Result<Layers> {
     let landlock = landlock::Ruleset::create(None);
     let (pid, _, namespaces) = namespaces::fork(|_, _| 0)?;
-    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    waitpid(Some(pid), WaitOptions::empty())?;
     Ok(Layers {
         namespaces: namespaces == Namespaces::Own,
         landlock: landlock.as_ref().map(landlock::Ruleset::version),

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use rustix::process::{WaitOptions, WaitStatus, waitpid};
+use rustix::process::WaitStatus;
 use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
 
 use super::*;
@@ -22,14 +22,14 @@ fn all_but(calls: &[libc::c_long]) -> filter::Program {
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Allow,
-        SeccompAction::KillProcess,
+        filter::FORBIDDEN,
         TargetArch::x86_64,
     );
-    filter::Program(filter.unwrap().try_into().unwrap())
+    filter::Program::new(filter.unwrap().try_into().unwrap())
 }
 
 /// Runs `script` confined; gives how it ended and what it said. Nothing, with a word about it, where there is no shell.
-fn run(script: &str, filter: filter::Program) -> Option<(WaitStatus, String, Layers)> {
+fn run(script: &str, filter: filter::Program) -> Option<(WaitStatus, String, Confined)> {
     if !Path::new(SHELL).exists() {
         let test = std::thread::current();
         eprintln!(
@@ -54,20 +54,20 @@ fn run(script: &str, filter: filter::Program) -> Option<(WaitStatus, String, Lay
     let confined = spawn(&plan).unwrap();
     let status = loop {
         match waitpid(Some(confined.pid), WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             other => break other.unwrap().unwrap().1,
         }
     };
     let mut text = String::new();
     output.rewind().unwrap();
     output.read_to_string(&mut text).unwrap();
-    Some((status, text, confined.layers))
+    Some((status, text, confined))
 }
 
 #[test]
 fn it_sees_no_file_no_process_and_no_environment() {
     let script = "echo /*; echo $$; echo ${HOME-none}; read x </etc/passwd";
-    let Some((status, text, layers)) = run(script, all_but(&[])) else {
+    let Some((status, text, Confined { layers, .. })) = run(script, all_but(&[])) else {
         return;
     };
     if !layers.namespaces {
@@ -82,10 +82,16 @@ fn it_sees_no_file_no_process_and_no_environment() {
 fn a_forbidden_call_kills_it() {
     let call = [libc::SYS_getppid];
     let script = "echo $PPID";
-    let Some((status, ..)) = run(script, all_but(&call)) else {
+    let Some((status, _, confined)) = run(script, all_but(&call)) else {
         return;
     };
-    assert_eq!(status.terminating_signal(), Some(libc::SIGSYS));
+    match confined.forbidden.call() {
+        Some(name) => {
+            assert_eq!(name, "getppid");
+            assert_eq!(status.terminating_signal(), Some(libc::SIGKILL));
+        }
+        None => assert_eq!(status.terminating_signal(), Some(libc::SIGSYS)),
+    }
 }
 
 #[test]
@@ -106,7 +112,7 @@ fn landlock_alone_keeps_it_from_files_and_sockets() {
 
 #[test]
 fn without_privileges_it_stays() {
-    let Some((status, text, layers)) = run("> /x", all_but(&[])) else {
+    let Some((status, text, Confined { layers, .. })) = run("> /x", all_but(&[])) else {
         return;
     };
     if layers.namespaces {
@@ -116,7 +122,7 @@ fn without_privileges_it_stays() {
 
 #[test]
 fn it_dies_with_the_first_of_its_processes() {
-    let Some((_, _, layers)) = run("sleep 1000 & exit 0", all_but(&[])) else {
+    let Some((_, _, Confined { layers, .. })) = run("sleep 1000 & exit 0", all_but(&[])) else {
         return;
     };
     // Its namespace of processes has ended with it, or waiting for it would not have returned.

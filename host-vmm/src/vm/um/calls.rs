@@ -5,22 +5,32 @@
 
 use libc::{
     CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER,
-    CLONE_NEWUTS,
+    CLONE_NEWUTS, CLONE_PARENT, CLONE_PTRACE, CLONE_UNTRACED,
 };
 
 use crate::sandbox::filter::{Allowed, Argument, Program, compile};
 
-/// `clone(2)` into a namespace of any kind.
-const NAMESPACES: u64 = (CLONE_NEWCGROUP
+/// What `clone(2)` may not do: enter namespaces of any kind, make siblings that outlive us, or trace for somebody else.
+const FORBIDDEN_CLONES: u64 = (CLONE_NEWCGROUP
     | CLONE_NEWIPC
     | CLONE_NEWNET
     | CLONE_NEWNS
     | CLONE_NEWPID
     | CLONE_NEWUSER
-    | CLONE_NEWUTS) as u64;
+    | CLONE_NEWUTS
+    | CLONE_PARENT
+    | CLONE_PTRACE
+    | CLONE_UNTRACED) as u64;
 
 /// `asm-generic/ioctls.h`; C libraries disagree about its type.
-const TCGETS: u64 = 0x5401;
+const TCGETS: libc::c_int = 0x5401;
+
+/// Of `fcntl.h`, and not in the C library's bindings.
+const F_SETSIG: libc::c_int = 10;
+
+/// Of user-mode Linux, which the C library has not.
+const PTRACE_SYSEMU: u64 = 31;
+const PTRACE_SYSEMU_SINGLESTEP: u64 = 32;
 
 const fn allowed(call: libc::c_long, why: &'static str) -> Allowed {
     Allowed {
@@ -41,15 +51,24 @@ const TABLE: &[Allowed] = &[
     allowed(libc::SYS_write, "the console, and events"),
     allowed(libc::SYS_pread64, "the initfs"),
     allowed(libc::SYS_close, "descriptors that are of no more use"),
-    allowed(libc::SYS_fcntl, "which signal a descriptor raises"),
+    Allowed {
+        call: libc::SYS_fcntl,
+        why: "which signal a descriptor raises: SIGIO, and no other that somebody else might get",
+        only: &[
+            &[is(1, libc::F_GETFD)],
+            &[is(1, libc::F_SETFD)],
+            &[is(1, libc::F_GETFL)],
+            &[is(1, libc::F_SETFL)],
+            &[is(1, libc::F_DUPFD_CLOEXEC)],
+            &[is(1, libc::F_ADD_SEALS)],
+            &[is(1, libc::F_SETOWN)],
+            &[is(1, F_SETSIG), is(2, libc::SIGIO)],
+        ],
+    },
     Allowed {
         call: libc::SYS_ioctl,
         why: "whether a descriptor is a terminal, which none is",
-        only: &[Argument {
-            index: 1,
-            mask: u32::MAX as u64,
-            value: TCGETS,
-        }],
+        only: &[&[is(1, TCGETS)]],
     },
     allowed(
         libc::SYS_newfstatat,
@@ -61,7 +80,18 @@ const TABLE: &[Allowed] = &[
     allowed(libc::SYS_dup, "descriptors for device sockets"),
     allowed(libc::SYS_dup2, "the same"),
     allowed(libc::SYS_pipe2, "wake-ups between threads"),
-    allowed(libc::SYS_socketpair, "the same"),
+    Allowed {
+        call: libc::SYS_socketpair,
+        why: "the same; those that send to an address of their choice are none",
+        only: &[&[
+            is(0, libc::AF_UNIX),
+            Argument {
+                index: 1,
+                mask: 0xf,
+                value: libc::SOCK_STREAM.unsigned_abs() as u64,
+            },
+        ]],
+    },
     allowed(libc::SYS_eventfd2, "kicks and calls of rings"),
     allowed(libc::SYS_epoll_create, "descriptors that raise interrupts"),
     allowed(libc::SYS_epoll_ctl, "the same"),
@@ -104,25 +134,57 @@ const TABLE: &[Allowed] = &[
     allowed(libc::SYS_gettid, "the same"),
     allowed(libc::SYS_getpid, "who is to be signalled"),
     allowed(libc::SYS_getppid, "whether the one that traces still lives"),
-    allowed(libc::SYS_prlimit64, "the C library's stack"),
-    allowed(libc::SYS_ptrace, "guest processes"),
+    Allowed {
+        call: libc::SYS_prlimit64,
+        why: "the C library's stack",
+        only: &[&[is(0, 0)]],
+    },
+    Allowed {
+        call: libc::SYS_ptrace,
+        why: "guest processes, which ask for it: nobody can be seized",
+        only: &[
+            &[request(libc::PTRACE_TRACEME as u64)],
+            &[request(libc::PTRACE_PEEKUSER as u64)],
+            &[request(libc::PTRACE_POKEUSER as u64)],
+            &[request(libc::PTRACE_CONT as u64)],
+            &[request(libc::PTRACE_KILL as u64)],
+            &[request(libc::PTRACE_SYSCALL as u64)],
+            &[request(libc::PTRACE_GETREGS as u64)],
+            &[request(libc::PTRACE_SETREGS as u64)],
+            &[request(libc::PTRACE_GETREGSET as u64)],
+            &[request(libc::PTRACE_SETREGSET as u64)],
+            &[request(libc::PTRACE_SETOPTIONS as u64)],
+            &[request(libc::PTRACE_GETSIGINFO as u64)],
+            &[request(PTRACE_SYSEMU)],
+            &[request(PTRACE_SYSEMU_SINGLESTEP)],
+        ],
+    },
     allowed(libc::SYS_wait4, "the same"),
-    allowed(libc::SYS_kill, "the same; nobody else is in sight"),
+    Allowed {
+        call: libc::SYS_kill,
+        why: "the same, one at a time; nobody else is in sight where there are namespaces",
+        only: &[&[Argument {
+            index: 0,
+            mask: 1 << 31,
+            value: 0,
+        }]],
+    },
     allowed(libc::SYS_tkill, "the same"),
     allowed(libc::SYS_tgkill, "the same"),
     Allowed {
         call: libc::SYS_clone,
         why: "guest processes, in no namespace of their own",
-        only: &[Argument {
+        only: &[&[Argument {
             index: 0,
-            mask: NAMESPACES,
+            mask: FORBIDDEN_CLONES,
             value: 0,
-        }],
+        }]],
     },
-    allowed(
-        libc::SYS_execveat,
-        "the program that runs guest code, from memory",
-    ),
+    Allowed {
+        call: libc::SYS_execveat,
+        why: "the program that runs guest code, from memory",
+        only: &[&[is(4, libc::AT_EMPTY_PATH)]],
+    },
     allowed(libc::SYS_memfd_create, "the same"),
     allowed(libc::SYS_ftruncate, "the same"),
     allowed(
@@ -133,26 +195,37 @@ const TABLE: &[Allowed] = &[
         call: libc::SYS_prctl,
         why: "that guest processes die with the kernel, and names of threads",
         only: &[
-            only(libc::PR_SET_PDEATHSIG),
-            only(libc::PR_SET_NAME),
-            only(libc::PR_SET_NO_NEW_PRIVS),
-            only(libc::PR_SET_DUMPABLE),
+            // It would outlive us without.
+            &[is(0, libc::PR_SET_PDEATHSIG), is(1, libc::SIGKILL)],
+            &[is(0, libc::PR_SET_NAME)],
+            &[is(0, libc::PR_SET_NO_NEW_PRIVS)],
+            &[is(0, libc::PR_SET_DUMPABLE)],
         ],
     },
-    allowed(
-        libc::SYS_seccomp,
-        "the filter of guest processes, on top of this one",
-    ),
+    Allowed {
+        call: libc::SYS_seccomp,
+        why: "the filter of guest processes, on top of this one",
+        only: &[&[request(libc::SECCOMP_SET_MODE_FILTER as u64)]],
+    },
     allowed(libc::SYS_exit, "the end"),
     allowed(libc::SYS_exit_group, "the same"),
 ];
 
-/// The first argument is this.
-const fn only(value: libc::c_int) -> Argument {
+/// An argument is this.
+const fn is(index: u8, value: libc::c_int) -> Argument {
+    Argument {
+        index,
+        mask: u32::MAX as u64,
+        value: value.unsigned_abs() as u64,
+    }
+}
+
+/// The first argument is this request. The C libraries do not agree on the type of requests.
+const fn request(value: u64) -> Argument {
     Argument {
         index: 0,
         mask: u32::MAX as u64,
-        value: value.unsigned_abs() as u64,
+        value,
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
         transport::vhost_user::Server,
         vsock::Vsock,
     },
-    sandbox::{self, Plan},
+    sandbox::{self, Forbidden, Plan},
 };
 
 /// Only warnings and a panic are printed.
@@ -130,7 +130,10 @@ impl Hypervisor for Um {
         })?;
         let process =
             GuestProcess::watch(confined.pid, servers).map_err(step("watch the kernel"))?;
-        Ok(Box::new(UmVm(process)))
+        Ok(Box::new(UmVm {
+            process,
+            forbidden: confined.forbidden,
+        }))
     }
 }
 
@@ -217,24 +220,28 @@ fn step(doing: &str) -> impl Fn(io::Error) -> VmError {
 }
 
 /// A running kernel and our devices beside it.
-struct UmVm(GuestProcess);
+struct UmVm {
+    process: GuestProcess,
+    /// What the host has killed it for.
+    forbidden: Forbidden,
+}
 
 impl Vm for UmVm {
     fn gone(&self) -> BorrowedFd<'_> {
-        self.0.gone()
+        self.process.gone()
     }
 
     fn is_stopped(&self) -> bool {
-        self.0.is_stopped()
+        self.process.is_stopped()
     }
 
     fn kill(&mut self) {
-        self.0.kill();
+        self.process.kill();
     }
 
     fn wait(&mut self) -> io::Result<Option<Failed>> {
         let failed = |what: String| Some(Failed { what, advice: None });
-        let status = match self.0.wait()? {
+        let status = match self.process.wait()? {
             End::Killed => return Ok(None),
             End::BrokeRules(how) => {
                 return Ok(failed(format!(
@@ -249,6 +256,11 @@ impl Vm for UmVm {
             }
             End::Exited(status) => status,
         };
+        if let Some(call) = self.forbidden.call() {
+            return Ok(failed(format!(
+                "The guest's kernel was killed for the system call {call}, which is none of its business"
+            )));
+        }
         Ok(match (status.code(), status.signal()) {
             (Some(0 | RESTARTED), _) => None,
             (Some(PANICKED), _) => failed("The guest's kernel panicked".to_owned()),
