@@ -36,7 +36,8 @@ IMAGEBUILDER := out/build/imagebuilder
 ORIGINS := out/build/origins
 STATIC := target/static/x86_64-unknown-linux-musl/release
 PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/vsock-probe \
-	out/test/guest-tools/hostile-init out/test/guest-tools/scatter
+	out/test/guest-tools/hostile-init out/test/guest-tools/scatter \
+	out/test/guest-tools/escape out/test/guest-tools/evil-kernel
 
 BENCHMARKS := out/bench/benchmarks out/bench/observer
 # What `make bench` measures, everything if it is empty; `make bench BENCH=--help` lists it.

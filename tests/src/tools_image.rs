@@ -8,7 +8,7 @@ use crate::artifacts;
 pub const NAME: &str = "tools:1";
 
 /// Our own programs in it.
-const TOOLS: [&str; 2] = ["scatter", "vsock-probe"];
+const TOOLS: [&str; 3] = ["escape", "scatter", "vsock-probe"];
 
 /// Makes the image as an OCI layout below `folder`, and gives the layout's path.
 pub fn build(folder: &Path) -> PathBuf {
