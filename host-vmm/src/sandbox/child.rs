@@ -42,7 +42,7 @@ pub struct Child<'a> {
     pub output: RawFd,
     pub landlock: Option<RawFd>,
     pub filter: &'a filter::Program,
-    pub limits: [limits::Limit; 5],
+    pub limits: [limits::Limit; limits::COUNT],
     /// A socket that takes messages: the descriptor that tells of forbidden calls, with one byte; and a [`report`] if this
     /// process cannot be confined. It is closed when the program is executed.
     pub report: RawFd,

@@ -1,25 +1,48 @@
 //! What a confined process may use up (`setrlimit(2)`).
 
-use std::io;
+use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Most descriptors.
 const FILES: u64 = 1024;
 
+/// Most private memory of each process in bytes: twenty times what a kernel has. Guest memory is shared, and no part of it.
+const DATA: u64 = 64 << 20;
+
+/// Longest file in bytes, which would be one in memory: as much as the program that runs guest code, several times.
+const FILE: u64 = 16 << 20;
+
+/// Which part of all the process ids of the host one machine may have.
+const SHARE: u64 = 4;
+
+/// Process ids of a host that does not say.
+const IDS: u64 = 32_768;
+
 /// A resource and how much of it.
 pub type Limit = (Resource, u64);
 
-/// The limits of a process that may have so many `processes`.
-pub fn of(processes: u64) -> [Limit; 5] {
+/// How many there are of them.
+pub const COUNT: usize = 7;
+
+/// The limits of a process that may have so many `processes`, and never so many that the host has none left for others.
+pub fn of(processes: u64) -> [Limit; COUNT] {
     [
         // A core would hold the guest's memory, in a place that nobody expects it in.
         (Resource::Core, 0),
         (Resource::Nofile, FILES),
-        (Resource::Nproc, processes),
+        (Resource::Nproc, processes.min(share_of_ids())),
         (Resource::Msgqueue, 0),
         (Resource::Memlock, 0),
+        (Resource::Data, DATA),
+        (Resource::Fsize, FILE),
     ]
+}
+
+fn share_of_ids() -> u64 {
+    let text = fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+    let ids = text.and_then(|text| text.trim().parse::<u64>().ok());
+    ids.unwrap_or(IDS) / SHARE
 }
 
 /// Takes them for good. Allocates nothing.
