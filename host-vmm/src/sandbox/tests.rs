@@ -131,6 +131,58 @@ fn it_dies_with_the_first_of_its_processes() {
     }
 }
 
+#[test]
+fn where_no_namespaces_are_landlock_keeps_it_from_files() {
+    if landlock::Ruleset::create(None).is_none() {
+        eprintln!("skipped: where_no_namespaces_are: this host has no Landlock");
+        return;
+    }
+    let place = std::env::temp_dir().join(format!("vmm-sandbox-{}", std::process::id()));
+    std::fs::create_dir(&place).unwrap();
+    let script = "(read x </etc/passwd; echo \"$x\"); (echo x >/dev/null) && echo written; echo /*";
+    let ran = in_chroot(&place, || run(script, all_but(&[])));
+    let _ = std::fs::remove_dir(&place);
+    let Some((_, text, Confined { layers, .. })) = ran else {
+        return;
+    };
+    assert!(!layers.namespaces);
+    assert!(
+        !text.contains("root:") && !text.contains("written"),
+        "{text}"
+    );
+    assert!(!text.contains("/etc /"), "{text}");
+}
+
+/// Runs `test` where no namespaces are to be had: whose root is not that of its mount namespace may make none of users.
+/// Nothing, with a word about it, for who may not go there.
+fn in_chroot<T: Send>(place: &Path, test: impl FnOnce() -> Option<T> + Send) -> Option<T> {
+    use rustix::{
+        mount::{MountPropagationFlags, mount_bind_recursive, mount_change},
+        process::{chdir, chroot},
+        thread::{UnshareFlags, unshare_unsafe},
+    };
+    let enter = || -> rustix::io::Result<()> {
+        // SAFETY: what this thread shares no more are mounts, root, and working directory.
+        unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS)? };
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private)?;
+        mount_bind_recursive("/", place)?;
+        chroot(place)?;
+        chdir("/")
+    };
+    // A thread of its own, as there is no way back.
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| match enter() {
+            Ok(()) => test(),
+            Err(errno) => {
+                eprintln!("skipped: where_no_namespaces_are: no chroot: {errno}");
+                None
+            }
+        });
+        thread.join().unwrap()
+    })
+}
+
 /// Runs `test` in a process of its own, for what cannot be undone; gives its exit status.
 fn in_child(test: impl FnOnce() -> i32) -> Option<i32> {
     let (pid, _, _) = namespaces::fork(|_, _| test()).unwrap();
