@@ -48,7 +48,7 @@ PROFILE ?=
 # Which kernel `make kernel` builds: one of kernel-config/variants/.
 VARIANT ?= default
 
-.PHONY: help setup setup-tests build image kernel run test soak bench kernel-profile lint install clean FORCE
+.PHONY: help setup setup-tests build image kernel run test soak walls bench kernel-profile lint install clean FORCE
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +80,9 @@ test: setup-tests build image out/test/default-second out/test/vmm ## Everything
 
 soak: setup-tests build image out/test/vmm ## What takes an hour: ROUNDS of every kind of bad luck, RUNS in a row
 	@scripts/soak "$(ROUNDS)" "$(RUNS)"
+
+walls: setup-tests build image ## Whether the tests of the walls around a kernel as a process notice that one is gone
+	@scripts/walls
 
 bench: build image $(BENCHMARKS) ## Each target beside its figure; BENCH=run measures one thing
 	@out/bench/benchmarks targets $(BENCH)

@@ -271,6 +271,9 @@ fn the_kernel_has_namespaces_of_its_own_and_an_empty_root() {
     assert!(mounts.contains(" / / ro,nosuid,nodev,noexec"), "{mounts}");
     let inside = fs::read_dir(format!("/proc/{kernel}/root")).expect("its root");
     assert_eq!(inside.count(), 0);
+    let map = proc_file(kernel, "uid_map");
+    let inside = map.split_whitespace().next();
+    assert!(inside.is_some_and(|id| id != "0"), "root inside: {map}");
     let user = status(kernel, "Uid");
     assert!(!user.split('\t').any(|id| id == "0"), "{user}");
     end(run);
