@@ -306,7 +306,6 @@ impl Loop {
     }
 
     fn take_end(&mut self, process: Pid, status: WaitStatus) -> Result<Option<GuestFrame>, Lost> {
-        let exited_ns = clock::monotonic_ns();
         if matches!(&self.phase, Phase::Starting(child) if child.pid == process) {
             // It may have executed its program before.
             let end = self.take_report()?;
@@ -323,7 +322,8 @@ impl Loop {
         self.phase = Phase::Ended {
             status: exit_status(status, killed_for),
             oom: self.container.cgroup.had_oom_kill(),
-            exited_ns,
+            // After the time of its execution, of which we may have heard only now.
+            exited_ns: clock::monotonic_ns(),
         };
         // The kernel has ended its PID namespace with it; this is for whatever got out of that.
         if let Err(error) = self.container.cgroup.kill() {

@@ -28,12 +28,20 @@ impl Failure {
     }
 }
 
+/// Most bytes of a text, as names may be of any length: a pipe takes a frame with it at once (`PIPE_BUF`).
+const MAX_TEXT: usize = 3 << 10;
+
 impl From<Failure> for StartError {
     fn from(failure: Failure) -> Self {
+        let mut text = failure.text;
+        if text.len() > MAX_TEXT {
+            text.truncate(text.floor_char_boundary(MAX_TEXT));
+            text.push('…');
+        }
         Self {
             stage: failure.stage,
             errno: failure.errno,
-            text: failure.text,
+            text,
         }
     }
 }
@@ -60,4 +68,18 @@ impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
 /// A path as it is shown to people.
 pub fn shown(bytes: &[u8]) -> impl Display {
     OsStr::from_bytes(bytes).display()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_fits_into_a_pipe() {
+        let error = StartError::from(Failure::new(Stage::Execute, "ä".repeat(50_000)));
+        assert!(error.text.ends_with("ä…"), "{}", error.text.len());
+        assert!(agent_protocol::encode(&error).unwrap().len() < libc::PIPE_BUF);
+        let short = StartError::from(Failure::new(Stage::Execute, "sh"));
+        assert_eq!(short.text, "sh");
+    }
 }
