@@ -35,6 +35,18 @@ impl Process {
         let _ = kill_process(self.pid, signal);
     }
 
+    /// Whether somebody has stopped it.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(file_of(self.pid, "task")).expect("a process");
+        // It is when all of its threads are.
+        threads.flatten().all(|thread| {
+            let text = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let (_, fields) = text.rsplit_once(')').unwrap_or_default();
+            fields.trim_start().starts_with('T')
+        })
+    }
+
     /// Whether it runs the `vmm` command.
     #[must_use]
     pub fn is_vmm(&self) -> bool {

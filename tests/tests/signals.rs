@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use end_to_end::{Input, Root, Running, Signal};
+use end_to_end::{DEADLINE, Input, Root, Running, Signal, wait_until};
 
 /// How long what belongs to a container may be there after it lost its command. It takes far less; the rest is for a
 /// machine that has better to do.
@@ -138,7 +138,7 @@ fn a_vm_that_is_stopped_goes_on_later() {
         return;
     };
     machine.signal(Signal::STOP);
-    std::thread::sleep(Duration::from_millis(300));
+    assert!(wait_until(DEADLINE, || machine.is_stopped().then_some(())).is_some());
     machine.signal(Signal::CONT);
     run.send("word\n");
     run.finish().code(7).stdout("ready\ngot word\n");

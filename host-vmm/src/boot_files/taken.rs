@@ -209,9 +209,13 @@ impl TakenFiles {
     fn copy(&self, kind: Kind, file: &File) -> io::Result<String> {
         let directory = self.directory(kind);
         let name = file_name(kind);
-        // There may be secrets in an initfs.
-        // A kernel may be a program, which is run as nobody. The directories keep everybody else out.
-        let mut writer = atomic::Writer::create_with_mode(&directory.join(name), 0o555)?;
+        let mode = match kind {
+            // It may be a program, which is run as nobody. The directories keep everybody else out.
+            Kind::Kernel => 0o555,
+            // There may be secrets in it.
+            Kind::Initfs => 0o400,
+        };
+        let mut writer = atomic::Writer::create_with_mode(&directory.join(name), mode)?;
         let sha256 = sha256::copy(file.take(MAX_SIZE), &mut writer)?;
         let home = directory.join(&sha256);
         match DirBuilder::new().mode(0o700).create(&home) {

@@ -73,6 +73,8 @@ fn a_file_is_copied_under_its_hash_and_not_shared_with_its_owner() {
     let (initfs, _guard) = folder.taken().take(Kind::Initfs, &changed).unwrap();
     assert_eq!(initfs.sha256, other.sha256);
     assert_ne!(initfs.path, other.path);
+    let mode = initfs.path.metadata().unwrap().mode() & 0o7777;
+    assert_eq!(mode, 0o400, "there may be secrets in it");
 }
 
 #[test]
