@@ -27,6 +27,10 @@ UM_KERNEL_SOURCE ?=
 # How often make soak lets everything happen.
 ROUNDS ?= 10
 RUNS ?= 1000
+# How long make fuzz looks at each target, in seconds; the one target it looks at; a file for that and nothing else.
+FUZZ_SECONDS ?= 60
+FUZZ ?=
+FUZZ_INPUT ?=
 export VMM_CACHE KERNEL_SOURCE UM_KERNEL_SOURCE
 # cargo and the kernel's build decide for themselves how much to run at once, and do it in turn.
 unexport MAKEFLAGS MFLAGS
@@ -48,7 +52,7 @@ PROFILE ?=
 # Which kernel `make kernel` builds: one of kernel-config/variants/.
 VARIANT ?= default
 
-.PHONY: help setup setup-tests build image kernel run test soak walls bench kernel-profile lint install clean FORCE
+.PHONY: help setup setup-tests build image kernel run test soak fuzz walls bench kernel-profile lint install clean FORCE
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +63,7 @@ help: ## This list
 	@echo "  VMM_CACHE=$(VMM_CACHE)   built kernels"
 	@echo "  VMM_TEST_ACCEL=$(or $(VMM_TEST_ACCEL),tcg)   the accelerator under test"
 	@echo "  ROUNDS=$(ROUNDS) RUNS=$(RUNS)   how long make soak takes"
+	@echo "  FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ=$(or $(FUZZ),NAME)   how long make fuzz looks at each target, and at which"
 
 setup: ## Install what building and running takes, where it is missing (Debian, as root)
 	@scripts/setup
@@ -80,6 +85,9 @@ test: setup-tests build image out/test/default-second out/test/vmm ## Everything
 
 soak: setup-tests build image out/test/vmm ## What takes an hour: ROUNDS of every kind of bad luck, RUNS in a row
 	@scripts/soak "$(ROUNDS)" "$(RUNS)"
+
+fuzz: setup ## Look for bytes that break what reads them, FUZZ_SECONDS for each target; what was learned is kept
+	@scripts/fuzz "$(FUZZ_SECONDS)" $(FUZZ) $(FUZZ_INPUT)
 
 walls: setup-tests build image ## Whether the tests of the walls around a kernel as a process notice that one is gone
 	@scripts/walls

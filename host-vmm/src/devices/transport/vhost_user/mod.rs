@@ -5,8 +5,8 @@
 //! size and number of descriptors, an unexpected one ends this device, and guest memory is never mapped from a
 //! descriptor of the peer.
 
-mod backend;
-mod channel;
+pub mod backend;
+pub mod channel;
 pub mod message;
 mod server;
 #[cfg(test)]

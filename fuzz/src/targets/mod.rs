@@ -1,0 +1,11 @@
+//! One file for each kind of bytes.
+
+pub mod agent;
+pub mod block;
+pub mod image;
+pub mod kernel;
+pub mod layers;
+pub mod records;
+pub mod reference;
+pub mod vhost_user;
+pub mod vsock;
