@@ -61,7 +61,7 @@ help: ## This list
 	@echo "  KERNEL_SOURCE=$(or $(KERNEL_SOURCE),linux-*.tar.xz)   a tarball to use instead of Debian's package"
 	@echo "  UM_KERNEL_SOURCE=$(or $(UM_KERNEL_SOURCE),linux-*.tar.xz)   the same for the kernel um"
 	@echo "  VMM_CACHE=$(VMM_CACHE)   built kernels"
-	@echo "  VMM_TEST_ACCEL=$(or $(VMM_TEST_ACCEL),tcg)   the accelerator under test"
+	@echo "  VMM_TEST_ACCEL=$(or $(VMM_TEST_ACCEL),um tcg)   the accelerators under test"
 	@echo "  ROUNDS=$(ROUNDS) RUNS=$(RUNS)   how long make soak takes"
 	@echo "  FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ=$(or $(FUZZ),NAME)   how long make fuzz looks at each target, and at which"
 
@@ -80,7 +80,7 @@ kernel: out/kernels/$(VARIANT)/vmlinux ## Another kernel, for --kernel: VARIANT=
 run: build image ## Everything up to a container that says hello
 	@out/bin/vmm run --rm busybox sh -c 'echo "Hello from a container with a kernel of its own: $$(uname -sr), PID $$$$"'
 
-test: setup-tests build image out/test/default-second out/test/vmm ## Everything up to tests of all parts, alone and together
+test: setup-tests build image out/test/default-second out/test/um-second out/test/vmm ## Everything up to tests of all parts, alone and together
 	@scripts/test
 
 soak: setup-tests build image out/test/vmm ## What takes an hour: ROUNDS of every kind of bad luck, RUNS in a row

@@ -203,7 +203,7 @@ fn a_kernel_boots_in_the_least_memory_that_is_taken() {
 fn without_an_emulator_there_is_no_container() {
     let root = Root::new();
     let empty = root.files();
-    let run = || root.vmm(["run", "busybox", "true"]);
+    let run = || root.vmm(["run", "--accel", "tcg", "busybox", "true"]);
     let parts: &[&str] = &["qemu-system-x86_64 is not in the PATH", "install QEMU"];
     check(&root, [(run().env("PATH", empty), parts)]);
     let info = root.vmm(["system", "info"]).env("PATH", root.files());
@@ -233,7 +233,8 @@ fn an_emulator_that_is_too_old_is_told_from_one_that_fails() {
     let root = Root::new();
     let run = |script: &str| {
         let path = emulator(&root, script);
-        let run = root.vmm(["run", "--rm", "--start-timeout", "3", "busybox", "true"]);
+        let run = root.vmm(["run", "--rm", "--accel", "tcg"]);
+        let run = run.args(["--start-timeout", "3", "busybox", "true"]);
         run.env("PATH", path)
     };
     // Each is written when its command runs.

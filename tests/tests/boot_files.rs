@@ -192,8 +192,9 @@ fn a_full_disk_leaves_nothing_of_a_kernel() {
     let line = line.args(["busybox", "true"]).shell_line();
     let list = root.vmm(["ps"]).shell_line();
     let state = state.display();
+    let half = kernel.metadata().expect("a kernel").len() / 2;
     let script = format!(
-        "mount -t tmpfs -o size=12m none '{state}' || exit 99\n\
+        "mount -t tmpfs -o size={half} none '{state}' || exit 99\n\
          {line}; echo code $?\n{list}\nls -A '{state}/kernels'"
     );
     let output = Command::new("unshare")

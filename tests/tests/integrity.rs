@@ -34,7 +34,7 @@ fn wrong(root: &Root, prefix: &Path) -> Vec<PathBuf> {
 
 /// Changes one bit in the middle of a file, which is as long and as old as before.
 fn flip(path: &Path) {
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o644)).expect("a file of ours");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("a file of ours");
     let file = File::options().read(true).write(true).open(path);
     let file = file.expect("a file to change");
     let metadata = file.metadata().expect("a size and a time");
@@ -215,14 +215,16 @@ fn what_was_installed_is_told_with_what_it_was_made_of() {
         found.next().unwrap_or_else(|| panic!("a {kind}")).clone()
     };
     let release = root.sh("uname -r").finish().code(0).text();
-    let kernel = of("kernel");
+    let mut kernels = artifacts.iter().filter(|kernel| kernel["kind"] == "kernel");
+    let kernel = kernels.find(|kernel| kernel["name"] == kernel_variant());
+    let kernel = kernel.expect("its kernel");
     assert_eq!(kernel["versions"]["release"], Value::from(release));
     let names = |artifact: &Value| -> Vec<String> {
         let inputs = artifact["inputs"].as_array().cloned().unwrap_or_default();
         let names = inputs.iter().map(|input| input["name"].as_str());
         names.flatten().map(str::to_owned).collect()
     };
-    assert!(names(&kernel).contains(&"config".to_owned()));
+    assert!(names(kernel).contains(&"config".to_owned()));
     assert_eq!(names(&of("initfs")), ["vminitd"]);
     assert!(names(&of("program")).contains(&"Cargo.lock".to_owned()));
     let image = of("image");

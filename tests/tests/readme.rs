@@ -26,8 +26,18 @@ fn text_of(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// The tour shows the kernel that a host without hardware virtualization takes if it was built.
+fn has_kernel_as_process() -> Result<(), String> {
+    let kernel = project().join("out/share/vmm/kernels/um/vmlinux");
+    match kernel.exists() {
+        true => Ok(()),
+        false => Err("the kernel um was not built".to_owned()),
+    }
+}
+
 #[test]
 fn the_tour_shows_what_it_says() {
+    end_to_end::need!(has_kernel_as_process());
     let readme = text_of("README.md");
     let mut boxes: Vec<&str> = boxes(&readme, "console").collect();
     // The first is there to look at before there is anything that could run.

@@ -73,14 +73,25 @@ fn end(run: Running) {
     run.finish_within(Duration::from_secs(20)).code(143);
 }
 
-/// The processes that run guest code, and whatever else descends from the kernel's.
+/// The processes that run guest code, and whatever else descends from the kernel's; but none that is at its end.
 fn stubs(kernel: &Process) -> Vec<i32> {
     let children = format!("/proc/{0}/task/{0}/children", kernel.pid.as_raw_pid());
     let children = fs::read_to_string(children).unwrap_or_default();
     children
         .split(' ')
         .filter_map(|id| id.parse().ok())
+        .filter(|id| !is_exiting(*id))
         .collect()
+}
+
+/// Whether a process has ended or is about to (`PF_EXITING` in the ninth field of its `stat`).
+fn is_exiting(pid: i32) -> bool {
+    let stat = proc_file(pid, "stat");
+    // The second field is a name, in which there may be anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let flags = fields.split_whitespace().nth(6);
+    let flags: Option<u32> = flags.and_then(|flags| flags.parse().ok());
+    flags.is_none_or(|flags| flags & 4 != 0)
 }
 
 fn proc_file(pid: i32, file: &str) -> String {

@@ -7,12 +7,14 @@ use imagebuilder::manifest::{self, Artifact, Manifest};
 use super::{BootFile, Kind};
 use crate::{paths::Paths, vm::kernel::Entry};
 
-/// Whether there is a kernel that is entered like `entry`, as far as can be told without reading anything.
+/// Whether a kernel was installed that is entered like `entry`, as far as can be told without reading anything: its folder
+/// is there. If the file is not, that is an error, and no reason to do without.
 #[must_use]
 pub fn has_kernel(paths: &Paths, entry: Entry) -> bool {
     paths
         .installed_kernel(variant(entry))
-        .is_some_and(|path| path.exists())
+        .and_then(|path| path.parent().map(Path::exists))
+        .unwrap_or(false)
 }
 
 /// The variant of the kernel that containers get which ask for no other, by how it is entered.

@@ -119,10 +119,6 @@ pub fn decide(
                 Err("its border is software, and --isolation hardware was asked for".to_owned())
             }
             Some(entry) if entry != accelerator.entry() => Err(misfit(entry)),
-            // Its walls have not been attacked as they are to be: whoever wants it says so.
-            None if accelerator == Accelerator::Um && asked == Accelerator::Auto => {
-                Err("is only taken when it is asked for".to_owned())
-            }
             None if !has_kernel(accelerator, &installed) => Err(NOT_INSTALLED.to_owned()),
             _ => Ok(()),
         };

@@ -6,6 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
+    path::Path,
     time::Duration,
 };
 
@@ -366,23 +367,28 @@ fn exited_early() -> io::Result<()> {
     hold((host, stdout, stderr))
 }
 
-/// Prints without end.
+/// Prints so many bytes to the serial port; or, where there is none, by the kernel, which says them on its console.
 fn console(bytes: usize) -> io::Result<()> {
-    std::fs::create_dir_all("/dev")?;
     let none: Option<&str> = None;
-    mount(
-        Some("dev"),
-        "/dev",
-        Some("devtmpfs"),
-        MsFlags::empty(),
-        none,
-    )?;
-    let mut serial: File = OpenOptions::new().write(true).open("/dev/ttyS0")?;
-    let line = "\x1b[31m\u{202e}console\x1b[0m\n".repeat(200);
+    for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc")] {
+        std::fs::create_dir_all(place)?;
+        mount(Some(kind), place, Some(kind), MsFlags::empty(), none)?;
+    }
+    let line = "\x1b[31m\u{202e}console\x1b[0m\n";
+    let serial = Path::new("/dev/ttyS0");
+    let (path, text) = match serial.exists() {
+        true => (serial, line.repeat(200)),
+        false => {
+            std::fs::write("/proc/sys/kernel/printk_devkmsg", "on\n")?;
+            // As something critical, in a record that is not too long.
+            (Path::new("/dev/kmsg"), format!("<2>{}", line.repeat(40)))
+        }
+    };
+    let mut out: File = OpenOptions::new().write(true).open(path)?;
     let mut written = 0;
     while written < bytes {
-        serial.write_all(line.as_bytes())?;
-        written += line.len();
+        out.write_all(text.as_bytes())?;
+        written += text.len();
     }
     Ok(())
 }
