@@ -6,6 +6,7 @@ pub mod cli;
 pub mod container;
 pub mod devices;
 pub mod failpoint;
+pub mod once;
 pub mod paths;
 pub mod process;
 pub mod report;

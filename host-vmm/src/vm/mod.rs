@@ -5,6 +5,7 @@
 
 mod guest_process;
 pub mod kernel;
+pub mod kvm;
 pub mod memory;
 pub mod qemu;
 mod select;
