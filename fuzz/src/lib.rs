@@ -20,10 +20,11 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     target("agent-guest", targets::agent::from_guest),
     target("agent-host", targets::agent::from_host),
     target("block", targets::block::run),
+    target("config", targets::config::run),
     target("image", targets::image::run),
     target("kernel", targets::kernel::run),
     target("layers", targets::layers::run),

@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The configuration file for all users of this machine.
+pub const SYSTEM_CONFIG: &str = "/etc/vmm/config.toml";
+
 /// The places this program reads and writes.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -46,14 +49,14 @@ pub enum NoPlace {
 }
 
 impl Paths {
-    /// By the `--root` option, if there is one, and the environment.
+    /// By the `--root` option, if there is one, the environment, and what is configured.
     ///
     /// # Errors
     /// [`NoPlace`].
-    pub fn find(root: Option<&Path>) -> Result<Self, NoPlace> {
+    pub fn find(root: Option<&Path>, configured: Option<&Path>) -> Result<Self, NoPlace> {
         let is_root = rustix::process::geteuid().is_root();
-        let user = |variable, below: &str| directory(variable).map(|base| base.join(below));
         let given = root.map(Path::to_owned).or_else(|| directory("VMM_ROOT"));
+        let given = given.or_else(|| configured.map(Path::to_owned));
         let (root, run) = match given {
             Some(root) => {
                 let root = std::path::absolute(&root)
@@ -153,6 +156,17 @@ impl Paths {
     pub fn default_initfs(&self) -> Option<PathBuf> {
         self.share().map(|share| share.join("initfs.cpio"))
     }
+}
+
+/// The user's configuration file, whether or not it is there. `None` if nothing says where it would be.
+#[must_use]
+pub fn user_config() -> Option<PathBuf> {
+    user("XDG_CONFIG_HOME", "vmm/config.toml").or_else(|| user("HOME", ".config/vmm/config.toml"))
+}
+
+/// What is `below` the directory that an environment variable names.
+fn user(variable: &str, below: &str) -> Option<PathBuf> {
+    directory(variable).map(|base| base.join(below))
 }
 
 /// An environment variable that names a directory. An empty or relative one counts as unset, as the XDG base directory

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod block;
+pub mod config;
 pub mod image;
 pub mod kernel;
 pub mod layers;

@@ -21,7 +21,7 @@ impl Folder {
     }
 
     fn taken(&self) -> TakenFiles {
-        TakenFiles::open(&Paths::find(Some(&self.0.join("root"))).unwrap())
+        TakenFiles::open(&Paths::find(Some(&self.0.join("root")), None).unwrap())
     }
 
     fn source(&self, content: &str) -> PathBuf {
@@ -160,7 +160,7 @@ fn what_cannot_be_taken_is_named_and_leaves_nothing() {
     assert!(matches!(error, TakeError::TooLarge { .. }), "{error}");
     assert_eq!(folder.kept(), Vec::<String>::new());
 
-    let beside = Paths::find(Some(&folder.source("no directory"))).unwrap();
+    let beside = Paths::find(Some(&folder.source("no directory")), None).unwrap();
     let error = TakenFiles::open(&beside).take(Kind::Initfs, &large);
     assert!(matches!(error, Err(TakeError::Store { .. })), "{error:?}");
 }

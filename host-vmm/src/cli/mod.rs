@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod completion;
+pub mod config;
 mod image;
 mod log;
 mod output;
@@ -22,6 +23,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::{container::timeline::now_ns, paths::Paths, root};
+use config::Config;
 
 /// Runs every container in a virtual machine of its own, with a kernel of its own.
 #[derive(Debug, Parser)]
@@ -83,6 +85,7 @@ enum Command {
 /// What every command may need.
 struct Environment {
     paths: Paths,
+    config: Config,
     /// The level of the log, if one was asked for.
     log_level: Option<tracing::Level>,
     /// When this command began, in ns of `CLOCK_MONOTONIC`.
@@ -92,7 +95,12 @@ struct Environment {
 impl Environment {
     /// The same with other paths.
     fn at(&self, paths: Paths) -> Self {
-        Self { paths, ..*self }
+        let config = self.config.clone();
+        Self {
+            paths,
+            config,
+            ..*self
+        }
     }
 }
 
@@ -116,8 +124,14 @@ pub fn execute() -> Result<ExitCode> {
         _ => started_ns,
     };
     log::start(log_level, began_ns);
+    let config = match arguments.command {
+        // They have no use for one, or were told all of it.
+        Command::Version(_) | Command::Completion(_) | Command::Supervise(_) => Config::default(),
+        _ => Config::read()?,
+    };
     let environment = Environment {
-        paths: Paths::find(arguments.root.as_deref())?,
+        paths: Paths::find(arguments.root.as_deref(), config.root.as_deref())?,
+        config,
         log_level,
         started_ns,
     };

@@ -1,12 +1,12 @@
 //! `vmm run`.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use imagebuilder::store::Store;
 
-use super::{Environment, output, suggest::nearest, values};
+use super::{Environment, config::Config, output, suggest::nearest, values};
 use crate::{
     boot_files::{self, BootFiles},
     container::{
@@ -16,10 +16,11 @@ use crate::{
         start,
         timeline::{Event, Timeline, wall_clock_ns},
     },
-    failpoint,
+    failpoint, once,
+    paths::Paths,
     report::Report,
     terminal,
-    vm::{self, Accelerator, Isolation, Mitigations},
+    vm::{self, Accelerator, Isolation, Mitigations, kernel::Entry},
 };
 
 /// Run a command in a new container
@@ -63,12 +64,12 @@ pub struct Run {
     /// Replace the image's entry point
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
-    /// Memory of the machine, in bytes, or with k, m or g
-    #[arg(short, long, value_name = "BYTES", default_value = "1g", value_parser = values::memory)]
-    memory: u64,
-    /// CPUs that the container may use, such as 0.5
-    #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = values::cpus)]
-    cpus: u32,
+    /// Memory of the machine, in bytes, or with k, m or g [default: 1g]
+    #[arg(short, long, value_name = "BYTES", value_parser = values::memory)]
+    memory: Option<u64>,
+    /// CPUs that the container may use, such as 0.5 [default: 1]
+    #[arg(long, value_name = "NUMBER", value_parser = values::cpus)]
+    cpus: Option<u32>,
     /// Make the root file system read-only
     #[arg(long)]
     read_only: bool,
@@ -87,12 +88,12 @@ pub struct Run {
     /// Add words to the kernel's command line
     #[arg(long, value_name = "TEXT", help_heading = "Machine")]
     cmdline_append: Vec<String>,
-    /// What runs the machine: auto, kvm, um or tcg
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = accelerator, help_heading = "Machine")]
-    accel: Accelerator,
-    /// What has to isolate it: any or hardware
-    #[arg(long, value_name = "KIND", default_value = "any", value_parser = isolation, help_heading = "Machine")]
-    isolation: Isolation,
+    /// What runs the machine: auto, kvm, um or tcg [default: auto]
+    #[arg(long, value_name = "NAME", value_parser = values::accelerator, help_heading = "Machine")]
+    accel: Option<Accelerator>,
+    /// What has to isolate it: any or hardware [default: any]
+    #[arg(long, value_name = "KIND", value_parser = values::isolation, help_heading = "Machine")]
+    isolation: Option<Isolation>,
     /// How long the start may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::start_timeout, help_heading = "Machine")]
     start_timeout: u32,
@@ -115,25 +116,6 @@ pub struct Run {
 enum Timings {
     Text,
     Json,
-}
-
-fn accelerator(name: &str) -> Result<Accelerator, String> {
-    [
-        Accelerator::Auto,
-        Accelerator::Kvm,
-        Accelerator::Um,
-        Accelerator::Tcg,
-    ]
-    .into_iter()
-    .find(|accelerator| accelerator.name() == name)
-    .ok_or_else(|| "choose auto, kvm, um or tcg".to_owned())
-}
-
-fn isolation(name: &str) -> Result<Isolation, String> {
-    [Isolation::Any, Isolation::Hardware]
-        .into_iter()
-        .find(|isolation| isolation.name() == name)
-        .ok_or_else(|| "choose any or hardware".to_owned())
 }
 
 fn mitigations(name: &str) -> Result<Mitigations, String> {
@@ -167,10 +149,11 @@ impl Run {
         let (has_terminal, has_keys) = (self.tty, self.interactive);
         let (kernel, initfs) = (self.kernel.clone(), self.initfs.clone());
         let entry = kernel.as_deref().map(boot_files::entry).transpose()?;
-        let accelerator = vm::decide(self.accel, self.isolation, entry, |entry| {
-            boot_files::has_kernel(paths, entry)
-        })?;
-        let request = self.request(accelerator)?;
+        let accelerator = self.accelerator(environment, entry)?;
+        if accelerator != Accelerator::Kvm && self.asked(environment) == Accelerator::Auto {
+            tell_of_kvm(paths);
+        }
+        let request = self.request(accelerator, &environment.config)?;
         let containers = Containers::open(paths);
         let boot = BootFiles::choose(
             paths,
@@ -253,9 +236,37 @@ impl Run {
         self.words[0].to_string_lossy().into_owned()
     }
 
-    /// What the flags ask for.
-    fn request(mut self, accelerator: Accelerator) -> Result<Request> {
-        values::within_host(self.memory)?;
+    /// What was asked for to run the machine.
+    fn asked(&self, environment: &Environment) -> Accelerator {
+        let configured = environment.config.accelerator;
+        self.accel.or(configured).unwrap_or_default()
+    }
+
+    /// What is to run the machine.
+    fn accelerator(&self, environment: &Environment, kernel: Option<Entry>) -> Result<Accelerator> {
+        let config = &environment.config;
+        let accel = self.asked(environment);
+        let isolation = self.isolation.or(config.isolation).unwrap_or_default();
+        let installed = |entry| boot_files::has_kernel(&environment.paths, entry);
+        vm::decide(accel, isolation, kernel, installed).map_err(|error| {
+            let configured = (self.accel.is_none() && config.accelerator.is_some())
+                || (self.isolation.is_none() && config.isolation.is_some());
+            match configured {
+                // What was asked for was not asked for here.
+                true => anyhow::Error::new(error).context(format!(
+                    "Cannot run a machine as it is configured in {}",
+                    config.files_text()
+                )),
+                false => error.into(),
+            }
+        })
+    }
+
+    /// What the flags ask for, and the configuration where they do not.
+    fn request(mut self, accelerator: Accelerator, config: &Config) -> Result<Request> {
+        let memory = self.memory.or(config.memory);
+        let memory = memory.unwrap_or(values::DEFAULT_MEMORY);
+        values::within_host(memory)?;
         Ok(Request {
             env: values::environment(&self.env, &self.env_file)?,
             image: self.image(),
@@ -269,14 +280,28 @@ impl Run {
             auto_remove: self.rm,
             read_only: self.read_only,
             tmpfs: self.tmpfs,
-            memory: self.memory,
+            memory,
             start_timeout_s: self.start_timeout,
             debug_console: self.debug_console,
-            cpu_milli: self.cpus,
+            cpu_milli: self.cpus.or(config.cpu_milli).unwrap_or(1000),
             accelerator,
             mitigations: self.mitigations,
             cmdline: values::cmdline(&self.cmdline_append.join(" ")).map_err(anyhow::Error::msg)?,
         })
+    }
+}
+
+/// Tells who sits at a terminal how to get hardware virtualization, if it is only withheld: once, as the run goes on
+/// without.
+fn tell_of_kvm(paths: &Paths) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    if let Err(reason) = vm::kvm::access()
+        && reason.can_be_granted()
+        && once::since_boot(paths.run(), "kvm")
+    {
+        output::complain(&format!("vmm: this runs without kvm: {reason}\n"));
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     boot_files,
     container::{Containers, state::Status},
-    vm::{self, Accelerator, Isolation, kernel::Entry},
+    vm::{self, Accelerator, kernel::Entry},
 };
 
 /// Show what this program finds on this machine
@@ -57,6 +57,7 @@ struct Info {
     root: String,
     run: String,
     failed_logs: String,
+    config: Vec<String>,
     kernel: Option<File>,
     initfs: Option<File>,
     containers: usize,
@@ -126,7 +127,9 @@ impl Info {
             .filter(|found| found.state.status == Status::Running);
         let installed = |entry| boot_files::has_kernel(paths, entry);
         // That of a run which asks for nothing.
-        let entry = vm::decide(Accelerator::Auto, Isolation::Any, None, installed)
+        let config = &environment.config;
+        let asked = config.accelerator.unwrap_or_default();
+        let entry = vm::decide(asked, config.isolation.unwrap_or_default(), None, installed)
             .map_or(Entry::Pvh, Accelerator::entry);
         let kernel = paths.installed_kernel(boot_files::variant(entry));
         Ok(Self {
@@ -134,6 +137,11 @@ impl Info {
             root: paths.root().display().to_string(),
             run: paths.run().display().to_string(),
             failed_logs: paths.failed_logs().display().to_string(),
+            config: config
+                .files
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect(),
             kernel: kernel.as_deref().map(File::look),
             initfs: paths.default_initfs().as_deref().map(File::look),
             running: running.count(),
@@ -146,12 +154,17 @@ impl Info {
     }
 
     fn table(&self) -> String {
+        let config = match self.config.is_empty() {
+            true => "none".to_owned(),
+            false => self.config.join(", "),
+        };
         let counted = format!("{} ({} running)", self.containers, self.running);
         let rows = [
             ("Version", self.version.to_owned()),
             ("Root", self.root.clone()),
             ("Sockets", self.run.clone()),
             ("Failed logs", self.failed_logs.clone()),
+            ("Config", config),
             ("Host", self.host.to_string()),
             ("Kernel", File::shown(self.kernel.as_ref())),
             ("Initfs", File::shown(self.initfs.as_ref())),

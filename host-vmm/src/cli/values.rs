@@ -9,9 +9,15 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::container::spec::Tmpfs;
+use crate::{
+    container::spec::Tmpfs,
+    vm::{Accelerator, Isolation},
+};
 
 const MIB: u64 = 1 << 20;
+
+/// Memory of a machine that nothing is said about, in bytes.
+pub const DEFAULT_MEMORY: u64 = 1 << 30;
 
 /// Least memory with which a guest comes up at all, in bytes.
 const MIN_MEMORY: u64 = 32 * MIB;
@@ -117,6 +123,27 @@ pub fn cpus(text: &str) -> Result<u32, String> {
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     Ok((number * 1000.0).round() as u32)
+}
+
+/// The name of an accelerator.
+pub fn accelerator(name: &str) -> Result<Accelerator, String> {
+    [
+        Accelerator::Auto,
+        Accelerator::Kvm,
+        Accelerator::Um,
+        Accelerator::Tcg,
+    ]
+    .into_iter()
+    .find(|accelerator| accelerator.name() == name)
+    .ok_or_else(|| "choose auto, kvm, um or tcg".to_owned())
+}
+
+/// The name of a kind of isolation.
+pub fn isolation(name: &str) -> Result<Isolation, String> {
+    [Isolation::Any, Isolation::Hardware]
+        .into_iter()
+        .find(|isolation| isolation.name() == name)
+        .ok_or_else(|| "choose any or hardware".to_owned())
 }
 
 /// Variables of `--env`: a name alone takes its value from our environment, and is left out if that has none.

@@ -24,7 +24,7 @@ impl Folder {
     }
 
     fn containers(&self) -> Containers {
-        Containers::open(&Paths::find(Some(&self.0)).unwrap())
+        Containers::open(&Paths::find(Some(&self.0), None).unwrap())
     }
 
     /// What is there beside the store's own files.

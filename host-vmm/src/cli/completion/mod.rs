@@ -59,7 +59,10 @@ impl Complete {
         commands.build();
         let words = self.words.get(1..).unwrap_or_default();
         let found = candidates::find(&commands, words, |names, root| match root {
-            Some(root) => known(names, &environment.at(Paths::find(Some(root.as_ref()))?)),
+            Some(root) => known(
+                names,
+                &environment.at(Paths::find(Some(root.as_ref()), None)?),
+            ),
             None => known(names, environment),
         });
         let lines = found.into_iter().map(|candidate| candidate.line());
