@@ -43,7 +43,7 @@ PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/v
 	out/test/guest-tools/hostile-init out/test/guest-tools/scatter \
 	out/test/guest-tools/escape out/test/guest-tools/evil-kernel
 
-BENCHMARKS := out/bench/benchmarks out/bench/observer
+BENCHMARKS := out/bench/benchmarks out/bench/observer out/bench/vsock-peer out/bench/calls
 # What `make bench` measures, everything if it is empty; `make bench BENCH=--help` lists it.
 BENCH ?=
 # Options of `make kernel-profile`.
@@ -92,7 +92,7 @@ fuzz: setup ## Look for bytes that break what reads them, FUZZ_SECONDS for each 
 walls: setup-tests build image ## Whether the tests of the walls around a kernel as a process notice that one is gone
 	@scripts/walls
 
-bench: build image $(BENCHMARKS) ## Each target beside its figure; BENCH=run measures one thing
+bench: setup-tests build image $(BENCHMARKS) ## Each target beside its figure; BENCH=run measures one thing
 	@out/bench/benchmarks targets $(BENCH)
 
 kernel-profile: build image $(BENCHMARKS) ## Where the kernel's boot spends its instructions

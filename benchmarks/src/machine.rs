@@ -1,4 +1,4 @@
-//! A container's machine without the container: the same emulator, kernel, disks, devices, memory and processor, with
+//! A container's machine without the container: the same accelerator, kernel, disks, devices, memory and processor, with
 //! another PID 1 in its initfs, and nothing of `vmm` around it but the function that starts it.
 
 use std::{
@@ -14,12 +14,12 @@ use end_to_end::Root;
 use host_vmm::{
     container::{spec::ContainerSpec, state, supervisor::vm_config},
     devices::vsock::HostPorts,
-    vm::{self, Hypervisor, Vm, VsockConfig, qemu::Qemu},
+    vm::{self, Accelerator, Hypervisor, Vm, VsockConfig, qemu::Qemu},
 };
 use imagebuilder::writable;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::{Kernel, guest::Program};
+use crate::Kernel;
 
 /// The emulator's program.
 const QEMU: &str = "qemu-system-x86_64";
@@ -37,28 +37,26 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine of a container that runs with `flags`, with `program` for PID 1.
+    /// The machine of a container that runs with `flags`, with the PID 1 that is in `initfs`.
     ///
     /// # Errors
-    /// No such container runs, or a file cannot be written.
+    /// No such container runs.
     pub fn of_container(
         root: &Root,
-        flags: &[&str],
         kernel: &Kernel,
-        program: Program,
+        accelerator: Accelerator,
+        flags: &[&str],
+        initfs: PathBuf,
     ) -> Result<Self> {
-        let run = root
-            .run(flags)
-            .args(kernel.flags())
-            .args(["busybox", "true"]);
-        let run = run.finish();
+        let run = kernel.run(root, accelerator).args(flags);
+        let run = run.args(["busybox", "true"]).finish();
         ensure!(run.succeeded(), "{}", run.description());
         let mut spec = only_spec(root)?;
         root.vmm(["rm", &spec.id]).finish().code(0);
         spec.auto_remove = true;
-        spec.machine.initfs.path = program.initfs(&root.files())?;
+        spec.machine.initfs.path = initfs;
         // Its copy has gone with the container.
-        if let Some(kernel) = kernel.path() {
+        if let Some(kernel) = kernel.path(accelerator) {
             spec.machine.kernel.path = kernel;
         }
         Ok(Self {
@@ -99,17 +97,23 @@ impl Machine {
         self
     }
 
-    /// Runs it until it restarts. Gives the time from its start to its end, and what it printed.
+    /// Runs it until it restarts, with a host that nobody can dial. Gives the time from its start to its end, and what it
+    /// printed.
     ///
     /// # Errors
     /// It could not be started, or did not end by itself.
     pub fn run(&self) -> Result<(Duration, String)> {
+        self.run_with(Box::new(NoPorts))
+    }
+
+    /// The same, with somebody who answers.
+    ///
+    /// # Errors
+    /// It could not be started, or did not end by itself.
+    pub fn run_with(&self, ports: Box<dyn HostPorts>) -> Result<(Duration, String)> {
         let (layer, console) = (self.folder.join("layer"), self.folder.join("console"));
         writable::create(&layer, writable::DEFAULT_SIZE, self.spec.auto_remove)?;
-        let vsock = VsockConfig {
-            cid: 3,
-            ports: Box::new(NoPorts),
-        };
+        let vsock = VsockConfig { cid: 3, ports };
         let config = vm_config(&self.spec, layer.clone(), File::create(&console)?, vsock);
         let hypervisor: Box<dyn Hypervisor> = match &self.counting {
             Some(path) => Box::new(Qemu::from_directories(path)),

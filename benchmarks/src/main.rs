@@ -5,16 +5,20 @@
 //! does not help, it counts instructions.
 
 mod guest;
+mod host;
 mod machine;
 mod processes;
 mod profile;
 mod sample;
 mod table;
 mod targets;
+mod vsock_ports;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser};
+use end_to_end::{Root, Vmm};
+use host_vmm::vm::{Accelerator, kernel};
 use targets::Benchmark;
 
 /// Measures what vmm costs.
@@ -37,7 +41,7 @@ enum Command {
 /// What is booted, where it is not the default.
 #[derive(Args, Clone, Debug, Default)]
 struct Kernel {
-    /// Boot this kernel
+    /// Boot this kernel, on the accelerator that can
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Add to the kernel's command line
@@ -46,22 +50,26 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// Its absolute path: containers are run in another directory.
-    fn path(&self) -> Option<PathBuf> {
-        let kernel = self.kernel.as_ref()?;
-        Some(std::path::absolute(kernel).unwrap_or_else(|_| kernel.clone()))
+    /// The absolute path of the one that an accelerator boots, if it is not the default: containers are run in another
+    /// directory. A file that is no kernel is left to `vmm` to refuse.
+    fn path(&self, accelerator: Accelerator) -> Option<PathBuf> {
+        let file = self.kernel.as_ref()?;
+        let fits = kernel::check(file).map_or(true, |entry| entry == accelerator.entry());
+        fits.then(|| std::path::absolute(file).unwrap_or_else(|_| file.clone()))
     }
 
-    /// As `vmm run` takes it.
-    fn flags(&self) -> Vec<OsString> {
-        let mut flags = Vec::new();
-        if let Some(kernel) = self.path() {
-            flags.extend(["--kernel".into(), kernel.into()]);
+    /// `vmm run` on an accelerator, by name: what is measured is no matter of what is chosen where nothing is said.
+    fn run(&self, root: &Root, accelerator: Accelerator) -> Vmm {
+        let mut words: Vec<OsString> = ["run", "--accel", accelerator.name()]
+            .map(OsString::from)
+            .to_vec();
+        if let Some(kernel) = self.path(accelerator) {
+            words.extend(["--kernel".into(), kernel.into()]);
         }
-        if let Some(words) = &self.cmdline_append {
-            flags.extend(["--cmdline-append".into(), words.into()]);
+        if let Some(more) = &self.cmdline_append {
+            words.extend(["--cmdline-append".into(), more.into()]);
         }
-        flags
+        root.vmm(words)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result};
 use end_to_end::Root;
+use host_vmm::vm::Accelerator;
 
 use crate::{Kernel, guest::Program, machine::Machine, targets::reading};
 
@@ -20,8 +21,10 @@ const LEAST: f64 = 100e3;
 /// The machine cannot be run, or its log cannot be understood.
 pub fn show(kernel: &Kernel) -> Result<()> {
     let root = Root::alone();
-    let machine =
-        |program| Machine::of_container(&root, &[], kernel, program)?.counting_instructions();
+    let machine = |program: Program| {
+        let initfs = program.initfs(&root.files())?;
+        Machine::of_container(&root, kernel, Accelerator::Tcg, &[], initfs)?.counting_instructions()
+    };
     let plain = machine(Program::Count)?.run()?.1;
     let plain = plain
         .lines()

@@ -23,6 +23,7 @@ pub enum Unit {
     /// Seconds, shown as they are or in thousandths.
     Seconds,
     Milliseconds,
+    Microseconds,
     /// Instructions of the guest, shown in millions or as they are.
     MegaInstructions,
     Instructions,
@@ -31,6 +32,8 @@ pub enum Unit {
     /// Bytes, shown in MiB or in MB.
     Mebibytes,
     Megabytes,
+    /// So many of something.
+    Count,
 }
 
 /// A line of the table.
@@ -39,7 +42,8 @@ pub struct Row {
     what: String,
     target: Target,
     unit: Unit,
-    sample: Sample,
+    /// `None` if it could not be measured here.
+    sample: Option<Sample>,
 }
 
 impl Row {
@@ -49,7 +53,17 @@ impl Row {
             what: what.into(),
             target,
             unit,
-            sample,
+            sample: Some(sample),
+        }
+    }
+
+    /// What cannot be measured here, as this machine lacks what it takes.
+    pub fn skipped(what: &str, reason: &str) -> Self {
+        Self {
+            what: format!("{what}: skipped, {reason}"),
+            target: Target::None,
+            unit: Unit::Count,
+            sample: None,
         }
     }
 
@@ -59,7 +73,12 @@ impl Row {
     }
 
     fn cells(&self) -> [String; 6] {
-        let figure = self.sample.median();
+        let Some(sample) = &self.sample else {
+            let mut cells = [(); 6].map(|()| String::new());
+            cells[0].clone_from(&self.what);
+            return cells;
+        };
+        let figure = sample.median();
         let shown = |value| self.unit.shown(value);
         let (target, met) = match self.target {
             Target::AtMost(most) => (format!("≤ {}", shown(most)), figure <= most),
@@ -72,10 +91,10 @@ impl Row {
             (_, true) => "yes",
             (_, false) => "NO",
         };
-        let (spread, of) = match self.sample.len() {
+        let (spread, of) = match sample.len() {
             1 => (String::new(), String::new()),
             count => {
-                let (low, high) = self.sample.middle_half();
+                let (low, high) = sample.middle_half();
                 (
                     format!("{} – {}", shown(low), shown(high)),
                     count.to_string(),
@@ -99,11 +118,13 @@ impl Unit {
             Self::Ratio => format!("{value:.2}"),
             Self::Seconds => format!("{value:.2} s"),
             Self::Milliseconds => format!("{:.1} ms", value * 1e3),
+            Self::Microseconds => format!("{:.2} µs", value * 1e6),
             Self::MegaInstructions => format!("{:.1} M", value / 1e6),
             Self::Instructions => format!("{value:.0}"),
             Self::Rate => format!("{:.0} MB/s", value / 1e6),
             Self::Mebibytes => format!("{:.2} MiB", value / f64::from(1 << 20)),
             Self::Megabytes => format!("{:.1} MB", value / 1e6),
+            Self::Count => format!("{value:.0}"),
         }
     }
 }
@@ -146,6 +167,8 @@ mod tests {
         assert_eq!(row(Target::Below(1.0), 1.0), "NO");
         assert_eq!(row(Target::AtLeast(1.0), 0.999), "NO");
         assert_eq!(row(Target::None, 5.0), "");
+        let skipped = Row::skipped("x", "there is none").cells();
+        assert_eq!(skipped.concat(), "x: skipped, there is none");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! From reset to PID 1, in instructions of the guest; and what the kernel takes for what programs ask of it.
+//! From reset to PID 1, in instructions of an emulated machine; and what its kernel takes for what programs ask of it.
 
 use anyhow::{Context, Result};
 use end_to_end::Root;
+use host_vmm::vm::Accelerator;
 
 use crate::{
     Kernel,
@@ -57,8 +58,9 @@ struct Runs(Vec<Counted>);
 
 impl Counted {
     fn sample(root: &Root, kernel: &Kernel, flags: &[&str]) -> Result<Runs> {
-        let machine =
-            Machine::of_container(root, flags, kernel, Program::Count)?.counting_instructions()?;
+        let initfs = Program::Count.initfs(&root.files())?;
+        let machine = Machine::of_container(root, kernel, Accelerator::Tcg, flags, initfs)?
+            .counting_instructions()?;
         (0..ROUNDS)
             .map(|_| Self::read(&machine.run()?.1))
             .collect::<Result<_>>()

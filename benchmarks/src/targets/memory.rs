@@ -1,19 +1,19 @@
-//! What memory a container takes beside its own: of its machine, for its PID 1, and on the host.
+//! What memory a container takes beside its own, emulated: of its machine, for its PID 1, and on the host.
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
 use cpio::newc::{Builder, ModeFileType, trailer};
-use end_to_end::{DEADLINE, Root, Running, Signal, artifact, wait_until};
-use rustix::process::Pid;
+use end_to_end::{DEADLINE, Root, artifact, wait_until};
+use host_vmm::vm::Accelerator;
 
+use super::stop;
 use crate::{
     Kernel,
-    processes::wait_for_all,
+    host::{memory_file, share, value},
     sample::Sample,
     table::{Row, Target, Unit},
 };
@@ -49,7 +49,7 @@ pub fn measure(root: &Root, kernel: &Kernel) -> Result<Vec<Row>> {
     Ok(vec![
         row("vminitd, resident", Target::AtMost(3.0 * MIB), init),
         row(
-            "guest memory in use at process start",
+            "tcg: guest memory in use at process start",
             Target::AtMost(16.0 * MIB),
             used,
         ),
@@ -58,14 +58,18 @@ pub fn measure(root: &Root, kernel: &Kernel) -> Result<Vec<Row>> {
             Target::None,
             unavailable,
         ),
-        row("guest memory that was never free", Target::None, withheld),
         row(
-            "vmm processes beside QEMU, PSS",
+            "tcg: guest memory that was never free",
+            Target::None,
+            withheld,
+        ),
+        row(
+            "tcg: vmm processes beside QEMU, PSS",
             Target::AtMost(8.0 * MIB),
             vmm,
         ),
         row(
-            "guest memory that the host has filled",
+            "tcg: guest memory that the host has filled",
             Target::None,
             machine,
         ),
@@ -85,7 +89,9 @@ struct Guest {
 
 impl Guest {
     fn of_a_run(root: &Root, kernel: &Kernel) -> Result<Self> {
-        let run = root.run(["--rm", "-m", "1g"]).args(kernel.flags());
+        let run = kernel
+            .run(root, Accelerator::Tcg)
+            .args(["--rm", "-m", "1g"]);
         let run = run.args(["busybox", "cat", "/proc/meminfo"]).finish();
         ensure!(run.succeeded(), "{}", run.description());
         let text = run.text();
@@ -105,7 +111,7 @@ impl Guest {
 /// pages of the guest's memory that the host has filled.
 fn on_the_host(root: &Root, kernel: &Kernel) -> Result<[f64; 2]> {
     let script = format!("echo ready; exec {PROGRAM} 1000");
-    let run = root.run(["--rm"]).args(kernel.flags());
+    let run = kernel.run(root, Accelerator::Tcg).arg("--rm");
     let mut run = run.args(["busybox", "sh", "-c", &script]).start();
     run.expect("ready\n");
     let (mut vmm, mut machine) = (share(run.pid())?, 0.0);
@@ -130,10 +136,8 @@ fn resident_init(root: &Root, kernel: &Kernel, initfs: &Path) -> Result<f64> {
         cmdline_append: Some(words),
         ..kernel.clone()
     };
-    let run = root
-        .run(["--rm", "--initfs"])
-        .arg(initfs)
-        .args(kernel.flags());
+    let run = kernel.run(root, Accelerator::Tcg);
+    let run = run.args(["--rm", "--initfs"]).arg(initfs);
     let run = run.args(["busybox", PROGRAM, "1000"]).start();
     let resident = wait_until(DEADLINE, || value(&console(root)?, "VmRSS"));
     stop(run)?;
@@ -148,13 +152,6 @@ fn console(root: &Root) -> Option<String> {
         .map(|entry| entry.path().join("console.log"))
         .find(|path| path.exists())?;
     Some(String::from_utf8_lossy(&fs::read(log).ok()?).into_owned())
-}
-
-/// Ends a container.
-fn stop(run: Running) -> Result<()> {
-    run.signal(Signal::KILL);
-    let _ = run.finish();
-    wait_for_all()
 }
 
 /// The initfs that is booted otherwise, and the observer beside its `/init`.
@@ -172,32 +169,4 @@ fn initfs_with_observer(root: &Root) -> Result<PathBuf> {
     let path = root.files().join("observed.cpio");
     fs::write(&path, archive)?;
     Ok(path)
-}
-
-/// A process's proportional share of memory, in bytes.
-fn share(process: Pid) -> Result<f64> {
-    let path = format!("/proc/{process}/smaps_rollup");
-    let text = fs::read_to_string(&path).with_context(|| format!("Cannot read {path}"))?;
-    value(&text, "Pss").with_context(|| format!("There is no Pss in {path}"))
-}
-
-/// A field of a text such as `/proc/meminfo`, which counts in KiB, in bytes.
-fn value(text: &str, name: &str) -> Option<f64> {
-    let mut lines = text.lines().map(str::split_whitespace);
-    let mut words = lines
-        .find_map(|mut words| (words.next()?.strip_suffix(':') == Some(name)).then_some(words))?;
-    let kib: f64 = words.next()?.parse().ok()?;
-    Some(kib * 1024.0)
-}
-
-/// How much there is of the guest's memory file, in bytes, if the process has it open.
-#[allow(clippy::cast_precision_loss)]
-fn memory_file(process: Pid) -> Result<f64> {
-    for entry in fs::read_dir(format!("/proc/{process}/fd"))?.flatten() {
-        let target = fs::read_link(entry.path()).unwrap_or_default();
-        if target.to_string_lossy().starts_with("/memfd:guest-memory") {
-            return Ok(entry.path().metadata()?.blocks() as f64 * 512.0);
-        }
-    }
-    Ok(0.0)
 }

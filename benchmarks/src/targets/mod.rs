@@ -2,21 +2,24 @@
 
 mod boot;
 mod help;
+mod idle;
+mod inside;
 mod memory;
 mod parallel;
 mod run;
 mod sizes;
 mod streams;
+mod vsock;
 
 pub use boot::reading;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use end_to_end::Root;
+use end_to_end::{Root, Running, Signal};
 
 use crate::{
     Kernel,
-    processes::adopt_orphans,
+    processes::{adopt_orphans, wait_for_all},
     table::{Row, table},
 };
 
@@ -26,16 +29,22 @@ const ROUNDS: usize = 15;
 /// One measurement, for one or more lines of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Benchmark {
-    /// A container's run against its machine alone
+    /// A container's run against other accelerators' and its machine alone
     Run,
-    /// The kernel's boot, in instructions
+    /// The boot of an emulated machine's kernel, in instructions
     Boot,
-    /// Twelve containers at once against twelve in a row
+    /// Many containers at once
     Parallel,
+    /// What programs do inside, against the host itself
+    Inside,
     /// A container's standard output and input
     Streams,
+    /// The guest's socket to its host
+    Vsock,
     /// Files
     Sizes,
+    /// Memory and CPU time of a container that does nothing
+    Idle,
     /// Memory of the guest, of its PID 1, and of vmm
     Memory,
     /// A command that starts nothing
@@ -84,11 +93,21 @@ impl Benchmark {
             Self::Run => run::measure,
             Self::Boot => boot::measure,
             Self::Parallel => parallel::measure,
+            Self::Inside => inside::measure,
             Self::Streams => streams::measure,
+            Self::Vsock => vsock::measure,
             Self::Sizes => sizes::measure,
+            Self::Idle => idle::measure,
             Self::Memory => memory::measure,
             Self::Help => help::measure,
         };
         measure(&root, kernel)
     }
+}
+
+/// Ends a container.
+fn stop(run: Running) -> Result<()> {
+    run.signal(Signal::KILL);
+    let _ = run.finish();
+    wait_for_all()
 }

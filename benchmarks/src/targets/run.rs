@@ -1,12 +1,14 @@
-//! `vmm run --rm busybox true` against the floor: the same machine with a PID 1 that restarts it at once.
+//! `vmm run --rm busybox true` on each accelerator, against the others, against what people have instead, and against the
+//! floor: the same machine with a PID 1 that restarts it at once.
 
 use std::{
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use end_to_end::Root;
+use anyhow::{Context, Result, ensure};
+use end_to_end::{Root, installed};
+use host_vmm::vm::Accelerator;
 
 use super::ROUNDS;
 use crate::{
@@ -18,52 +20,129 @@ use crate::{
     table::{Row, Target, Unit},
 };
 
+/// A sandbox of the host's own kernel, with nothing in it but what the default image is made of.
+const SANDBOX: &str = "bwrap";
+const SANDBOXED: [&str; 10] = [
+    "--unshare-all",
+    "--ro-bind",
+    "/bin/busybox",
+    "/bin/busybox",
+    "--proc",
+    "/proc",
+    "--dev",
+    "/dev",
+    "/bin/busybox",
+    "true",
+];
+
 pub fn measure(root: &Root, kernel: &Kernel) -> Result<Vec<Row>> {
-    let floor = Machine::of_container(root, &[], kernel, Program::Restart)?;
-    let (mut floors, mut runs) = (Vec::new(), Vec::new());
+    let (um_floor, tcg_floor) = (
+        floor(root, kernel, Accelerator::Um)?,
+        floor(root, kernel, Accelerator::Tcg)?,
+    );
+    let bwrap = installed(SANDBOX);
+    let mut runs = [(); 5].map(|()| Vec::new());
     // The first time, files come from the disk.
     for round in 0..=ROUNDS {
-        let pair = (
-            Taken::by(|| Ok(floor.run()?.0))?,
-            Taken::by(|| run(root, kernel))?,
-        );
+        let taken = [
+            Taken::by(|| Ok(um_floor.run()?.0))?,
+            Taken::by(|| run(root, kernel, Accelerator::Um))?,
+            Taken::by(|| match bwrap {
+                Ok(()) => sandboxed(),
+                Err(_) => Ok(Duration::ZERO),
+            })?,
+            Taken::by(|| Ok(tcg_floor.run()?.0))?,
+            Taken::by(|| run(root, kernel, Accelerator::Tcg))?,
+        ];
         if round > 0 {
-            floors.push(pair.0);
-            runs.push(pair.1);
+            runs.iter_mut()
+                .zip(taken)
+                .for_each(|(runs, taken)| runs.push(taken));
         }
     }
-    let ratio = |part: fn(&Taken) -> f64| {
-        let pairs = floors.iter().zip(&runs);
-        Sample::of(pairs.map(|(floor, run)| part(run) / part(floor)).collect())
+    let [um_floor, um, sandbox, tcg_floor, tcg] = runs;
+    let beside = match bwrap {
+        Ok(()) => Row::new(
+            "bwrap busybox true",
+            Target::None,
+            Unit::Milliseconds,
+            seconds(&sandbox),
+        ),
+        Err(reason) => Row::skipped("bwrap busybox true", &reason),
     };
-    let seconds = |taken: &[Taken]| Sample::of(taken.iter().map(|taken| taken.seconds).collect());
     let row = Row::new;
     Ok(vec![
         row(
-            "run --rm busybox true / floor",
-            Target::AtMost(1.4),
-            Unit::Ratio,
-            ratio(|taken| taken.seconds),
+            "um: run --rm busybox true",
+            Target::AtMost(60e-3),
+            Unit::Milliseconds,
+            seconds(&um),
         ),
         row(
-            "  by CPU time",
+            "  / the same under tcg",
+            Target::AtMost(0.15),
+            Unit::Ratio,
+            ratio(&um, &tcg, Taken::seconds),
+        ),
+        row(
+            "  / floor",
+            Target::AtMost(5.0),
+            Unit::Ratio,
+            ratio(&um, &um_floor, Taken::seconds),
+        ),
+        row(
+            "  / floor, by CPU time",
             Target::None,
             Unit::Ratio,
-            ratio(|taken| taken.cpu_seconds),
+            ratio(&um, &um_floor, Taken::cpu_seconds),
         ),
         row(
-            "run --rm busybox true",
+            "um: floor, its machine alone",
+            Target::None,
+            Unit::Milliseconds,
+            seconds(&um_floor),
+        ),
+        beside,
+        row(
+            "tcg: run --rm busybox true",
             Target::Below(1.0),
             Unit::Seconds,
-            seconds(&runs),
+            seconds(&tcg),
         ),
         row(
-            "floor: its machine alone",
+            "  / floor",
+            Target::AtMost(1.4),
+            Unit::Ratio,
+            ratio(&tcg, &tcg_floor, Taken::seconds),
+        ),
+        row(
+            "  / floor, by CPU time",
+            Target::None,
+            Unit::Ratio,
+            ratio(&tcg, &tcg_floor, Taken::cpu_seconds),
+        ),
+        row(
+            "tcg: floor, its machine alone",
             Target::None,
             Unit::Seconds,
-            seconds(&floors),
+            seconds(&tcg_floor),
         ),
     ])
+}
+
+fn floor(root: &Root, kernel: &Kernel, accelerator: Accelerator) -> Result<Machine> {
+    let initfs = Program::Restart.initfs(&root.files())?;
+    Machine::of_container(root, kernel, accelerator, &[], initfs)
+}
+
+/// One over the other, in each round.
+fn ratio(these: &[Taken], those: &[Taken], part: fn(&Taken) -> f64) -> Sample {
+    let pairs = these.iter().zip(those);
+    Sample::of(pairs.map(|(this, that)| part(this) / part(that)).collect())
+}
+
+fn seconds(taken: &[Taken]) -> Sample {
+    Sample::of(taken.iter().map(Taken::seconds).collect())
 }
 
 /// What something takes.
@@ -84,19 +163,40 @@ impl Taken {
             cpu_seconds: cpu_seconds()? - before,
         })
     }
+
+    fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        self.cpu_seconds
+    }
 }
 
 /// Until the command has ended. Its machine is taken down behind it.
-fn run(root: &Root, kernel: &Kernel) -> Result<Duration> {
-    let words = root
-        .run(["--rm"])
-        .args(kernel.flags())
-        .args(["busybox", "true"]);
-    let mut command = words.into_command();
+fn run(root: &Root, kernel: &Kernel, accelerator: Accelerator) -> Result<Duration> {
+    let words = kernel.run(root, accelerator).arg("--rm");
+    time(words.args(["busybox", "true"]).into_command())
+}
+
+fn sandboxed() -> Result<Duration> {
+    let mut command = Command::new(SANDBOX);
+    command.args(SANDBOXED);
+    time(command)
+}
+
+/// From the start of a command's process to its end, which has to be a good one.
+fn time(mut command: Command) -> Result<Duration> {
     command.stdin(Stdio::null());
     let begin = Instant::now();
-    let status = command.status()?;
+    let status = command
+        .status()
+        .with_context(|| format!("Cannot start {}", command.get_program().display()))?;
     let time = begin.elapsed();
-    ensure!(status.success(), "vmm run ended with {status}");
+    ensure!(
+        status.success(),
+        "{} ended with {status}",
+        command.get_program().display()
+    );
     Ok(time)
 }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::Root;
+use end_to_end::{Root, Vmm};
+use host_vmm::vm::Accelerator;
 
 use super::ROUNDS;
 use crate::{
@@ -24,24 +25,34 @@ const BYTES: usize = BLOCK * BLOCKS;
 
 const TARGET: Target = Target::AtLeast(150e6);
 
+/// In turn, as all that is compared.
+const ACCELERATORS: [Accelerator; 2] = [Accelerator::Um, Accelerator::Tcg];
+
 pub fn measure(root: &Root, kernel: &Kernel) -> Result<Vec<Row>> {
-    let (mut out, mut into) = (Vec::new(), Vec::new());
+    let mut rates = ACCELERATORS.map(|_| (Vec::new(), Vec::new()));
     for _ in 0..ROUNDS {
-        out.push(rate_out(root, kernel)?);
-        into.push(rate_in(root, kernel)?);
+        for (accelerator, (out, into)) in ACCELERATORS.into_iter().zip(&mut rates) {
+            let start = |flags: &[&str], script: &str| {
+                command(kernel.run(root, accelerator), flags, script)
+            };
+            out.push(rate_out(start)?);
+            into.push(rate_in(start)?);
+        }
     }
-    Ok(vec![
-        Row::new("standard output", TARGET, Unit::Rate, Sample::of(out)),
-        Row::new("standard input", TARGET, Unit::Rate, Sample::of(into)),
-    ])
+    let rows = ACCELERATORS.into_iter().zip(rates);
+    let rows = rows.flat_map(|(accelerator, (out, into))| {
+        [("output", out), ("input", into)].map(|(what, rates)| {
+            let what = format!("{}: standard {what}", accelerator.name());
+            Row::new(what, TARGET, Unit::Rate, Sample::of(rates))
+        })
+    });
+    Ok(rows.collect())
 }
 
 /// Bytes in a second, from the first that arrives to the last.
-fn rate_out(root: &Root, kernel: &Kernel) -> Result<f64> {
+fn rate_out(start: impl Fn(&[&str], &str) -> Command) -> Result<f64> {
     let script = format!("exec dd if=/dev/zero bs={BLOCK} count={BLOCKS} 2>/dev/null");
-    let mut child = command(root, kernel, &[], &script)
-        .stdin(Stdio::null())
-        .spawn()?;
+    let mut child = start(&[], &script).stdin(Stdio::null()).spawn()?;
     let mut output = child.stdout.take().context("There is no pipe")?;
     let mut buffer = vec![0; 1 << 20];
     let first = output.read(&mut buffer)?;
@@ -63,11 +74,9 @@ fn rate_out(root: &Root, kernel: &Kernel) -> Result<f64> {
 }
 
 /// Bytes in a second, from the first that is sent until the container has counted all.
-fn rate_in(root: &Root, kernel: &Kernel) -> Result<f64> {
+fn rate_in(start: impl Fn(&[&str], &str) -> Command) -> Result<f64> {
     let script = format!("echo ready; exec dd of=/dev/null bs={BLOCK} iflag=fullblock 2>&1");
-    let mut child = command(root, kernel, &["-i"], &script)
-        .stdin(Stdio::piped())
-        .spawn()?;
+    let mut child = start(&["-i"], &script).stdin(Stdio::piped()).spawn()?;
     let mut input = child.stdin.take().context("There is no pipe")?;
     let mut output = BufReader::new(child.stdout.take().context("There is no pipe")?);
     output.read_line(&mut String::new())?;
@@ -93,8 +102,8 @@ fn rate(bytes: usize, seconds: f64) -> f64 {
     bytes as f64 / seconds
 }
 
-fn command(root: &Root, kernel: &Kernel, flags: &[&str], script: &str) -> Command {
-    let words = root.run(["--rm"]).args(kernel.flags()).args(flags);
+fn command(run: Vmm, flags: &[&str], script: &str) -> Command {
+    let words = run.arg("--rm").args(flags);
     let mut command = words.args(["busybox", "sh", "-c", script]).into_command();
     command.stdout(Stdio::piped());
     command
