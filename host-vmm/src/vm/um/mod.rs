@@ -42,6 +42,13 @@ const CMDLINE_QUIET: &str = "quiet";
 /// It prints everything, what PID 1 says too.
 const CMDLINE_VERBOSE: &str = "printk.devkmsg=on";
 
+/// What an idle kernel would wake up for, each time by some signals and system calls of the host: twice a second to look
+/// whether memory should be compacted for huge pages, which it does not have, and every five seconds to look after neighbours
+/// that somebody has asked to be kept, in either version of the Internet protocol; now once a day.
+const CMDLINE_IDLE: &str = "sysctl.vm.compaction_proactiveness=0 \
+     sysctl.net.ipv4.neigh.default.interval_probe_time_ms=86400000 \
+     sysctl.net.ipv6.neigh.default.interval_probe_time_ms=86400000";
+
 /// Most processes and threads of a machine.
 const PROCESSES: u64 = 32_768;
 
@@ -104,6 +111,7 @@ impl Hypervisor for Um {
             true => CMDLINE_VERBOSE,
             false => CMDLINE_QUIET,
         }];
+        words.extend(CMDLINE_IDLE.split_ascii_whitespace());
         words.extend(config.cmdline.split_ascii_whitespace());
         let Machine {
             servers, sockets, ..
