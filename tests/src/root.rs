@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -59,10 +60,19 @@ impl Root {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // All names have the same length, so that none is the beginning of another's, and they are short:
         // there are sockets below.
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("/tmp/vt{:07}{number:03}", std::process::id());
-        let path = PathBuf::from(name);
-        for folder in ["", "home", "run", "tmp", "files"] {
+        let next = || {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let path = PathBuf::from(format!("/tmp/vt{:07}{number:03}", std::process::id()));
+            (path.clone(), std::fs::create_dir(path))
+        };
+        // A test that failed has left its folder, and the process had the number that is this one's now.
+        let is_new = |created: &io::Result<()>| !matches!(created, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+        let (path, created) = std::iter::repeat_with(next)
+            .take(1000)
+            .find(|(_, created)| is_new(created))
+            .expect("a name that nobody has");
+        created.expect("a folder for the test");
+        for folder in ["home", "run", "tmp", "files"] {
             std::fs::create_dir(path.join(folder)).expect("a folder for the test");
         }
         Self {

@@ -297,7 +297,16 @@ fn a_stub_has_nothing_of_the_kernel() {
     let mut run = root.sh("sleep 1000 & sleep 1000 & echo up; wait").start();
     run.expect("up");
     let kernel = kernel(&run);
-    let stubs = stubs(&kernel);
+    // Those that have started the others are ending meanwhile.
+    let mut before = Vec::new();
+    let stubs = wait_until(end_to_end::DEADLINE, || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = stubs(&kernel);
+        let settled = now == before;
+        before = now;
+        settled.then(|| before.clone())
+    });
+    let stubs = stubs.expect("stubs that stay");
     assert!(stubs.len() >= 3, "{stubs:?}");
     let id = kernel.pid.as_raw_pid();
     let memory = descriptors(id)
