@@ -52,7 +52,7 @@ PROFILE ?=
 # Which kernel `make kernel` builds: one of kernel-config/variants/.
 VARIANT ?= default
 
-.PHONY: help setup setup-tests build image kernel run test soak fuzz walls bench kernel-profile lint install clean FORCE
+.PHONY: help setup setup-tests build image kernel run test soak fuzz walls bench kernel-profile reproduce lint install clean FORCE
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -97,6 +97,9 @@ bench: setup-tests build image $(BENCHMARKS) ## Each target beside its figure; B
 
 kernel-profile: build image $(BENCHMARKS) ## Where the kernel's boot spends its instructions
 	@out/bench/benchmarks kernel-profile $(PROFILE)
+
+reproduce: setup ## Everything, twice and elsewhere: are the bytes the same? (An hour, with the kernels)
+	@scripts/reproduce
 
 lint: ## Layout and mistakes of code and scripts
 	@scripts/lint
