@@ -372,14 +372,7 @@ impl Running {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return None,
                 Err(ControlError::Io(_)) => {
-                    // The guest is gone or on its way: how, the machine will say.
-                    self.machine.control = None;
-                    // QEMU stops a machine whose writes find no room, and its devices with it: it will not come back.
-                    let patience = match is_full(record.directory.path()) {
-                        true => SILENCE_OF_THE_STOPPED,
-                        false => SILENCE,
-                    };
-                    self.silent_until = Some(Instant::now() + patience);
+                    self.lose_control(record);
                     return None;
                 }
                 Err(error) => return Some(End::Broken(Report::of(&error))),
@@ -391,6 +384,17 @@ impl Running {
         }
         self.frames_left = true;
         None
+    }
+
+    /// The guest is gone or on its way: how, the machine will say.
+    fn lose_control(&mut self, record: &Record) {
+        self.machine.control = None;
+        // QEMU stops a machine whose writes find no room, and its devices with it: it will not come back.
+        let patience = match is_full(record.directory.path()) {
+            true => SILENCE_OF_THE_STOPPED,
+            false => SILENCE,
+        };
+        self.silent_until = Some(Instant::now() + patience);
     }
 
     fn take_frame(&mut self, frame: GuestFrame, record: &mut Record) -> Option<End> {
@@ -443,13 +447,18 @@ impl Running {
         let expected = u32::try_from(self.streams.expected()).unwrap_or(0);
         self.machine.listener.expect_streams(expected);
         let boot = boot_frame(&record.spec, disks, stdio).map_err(random())?;
-        control
-            .send(&HostFrame::Boot(Box::new(boot)))
-            .map_err(|error| Report::of(&error))?;
+        self.phase = Phase::Starting;
+        match control.send(&HostFrame::Boot(Box::new(boot))) {
+            Ok(()) => {}
+            Err(ControlError::Io(_)) => {
+                self.lose_control(record);
+                return Ok(());
+            }
+            Err(error) => return Err(Report::of(&error)),
+        }
         self.timeline.note(Event::BootSent);
         failpoint::reach("boot");
         tracing::debug!("Boot: told the guest what to run");
-        self.phase = Phase::Starting;
         Ok(())
     }
 
