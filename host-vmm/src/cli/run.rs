@@ -19,6 +19,7 @@ use crate::{
     failpoint, once,
     paths::Paths,
     report::Report,
+    sandbox::Sandbox,
     terminal,
     vm::{self, Accelerator, Isolation, Mitigations, kernel::Entry},
 };
@@ -94,6 +95,9 @@ pub struct Run {
     /// What has to isolate it: any or hardware [default: any]
     #[arg(long, value_name = "KIND", value_parser = values::isolation, help_heading = "Machine")]
     isolation: Option<Isolation>,
+    /// What confines um's kernel: minimum or weak
+    #[arg(long, value_name = "KIND", default_value = "minimum", value_parser = sandbox, help_heading = "Machine")]
+    sandbox: Sandbox,
     /// How long the start may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = values::start_timeout, help_heading = "Machine")]
     start_timeout: u32,
@@ -116,6 +120,13 @@ pub struct Run {
 enum Timings {
     Text,
     Json,
+}
+
+fn sandbox(name: &str) -> Result<Sandbox, String> {
+    [Sandbox::Minimum, Sandbox::Weak]
+        .into_iter()
+        .find(|sandbox| sandbox.name() == name)
+        .ok_or_else(|| "choose minimum or weak".to_owned())
 }
 
 fn mitigations(name: &str) -> Result<Mitigations, String> {
@@ -286,6 +297,7 @@ impl Run {
             cpu_milli: self.cpus.or(config.cpu_milli).unwrap_or(1000),
             accelerator,
             mitigations: self.mitigations,
+            sandbox: self.sandbox,
             cmdline: values::cmdline(&self.cmdline_append.join(" ")).map_err(anyhow::Error::msg)?,
         })
     }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     boot_files,
     container::{Containers, state::Status},
+    sandbox::{self, Layer},
     vm::{self, Accelerator, kernel::Entry},
 };
 
@@ -65,6 +66,7 @@ struct Info {
     images: usize,
     host: Host,
     accelerators: Vec<vm::Verdict>,
+    sandbox: Vec<Wall>,
     artifacts: Vec<imagebuilder::manifest::Artifact>,
 }
 
@@ -105,6 +107,34 @@ impl std::fmt::Display for Host {
             f,
             "Linux {kernel}, {architecture}, CPUs {cpus}, memory {memory} MiB"
         )
+    }
+}
+
+/// What confines a kernel that is a process, or would.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Wall {
+    layer: Layer,
+    permitted: bool,
+    /// What it does; or, where it is not permitted, what to do to have it.
+    remark: String,
+}
+
+impl Wall {
+    /// All of them. None where there is no process to try it with.
+    fn look() -> Vec<Self> {
+        let Ok(missing) = sandbox::probe() else {
+            return Vec::new();
+        };
+        let wall = |layer: Layer| {
+            let lacking = missing.iter().find(|missing| missing.layer == layer);
+            Self {
+                layer,
+                permitted: lacking.is_none(),
+                remark: lacking.map_or_else(|| layer.what().to_owned(), sandbox::Missing::remedy),
+            }
+        };
+        Layer::ALL.into_iter().map(wall).collect()
     }
 }
 
@@ -149,6 +179,7 @@ impl Info {
             images: images(environment).list()?.len(),
             host: Host::look(),
             accelerators: vm::verdicts(installed),
+            sandbox: Wall::look(),
             artifacts: artifacts::list(paths),
         })
     }
@@ -190,7 +221,26 @@ impl Info {
         text.push('\n');
         text += &output::table(&["ACCELERATOR", "USABLE", "REASON"], &rows);
         text.push('\n');
+        text += &output::table(
+            &["LAYER OF UM", "HERE", "WHAT IT DOES, OR HOW TO HAVE IT"],
+            &self.walls(),
+        );
+        text.push('\n');
         text + &artifacts::table(&self.artifacts)
+    }
+}
+
+impl Info {
+    fn walls(&self) -> Vec<Vec<String>> {
+        let yes_or_no = |is_there| if is_there { "yes" } else { "no" };
+        let row = |wall: &Wall| {
+            vec![
+                wall.layer.to_string(),
+                yes_or_no(wall.permitted).to_owned(),
+                wall.remark.clone(),
+            ]
+        };
+        self.sandbox.iter().map(row).collect()
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     boot_files::BootFiles,
+    sandbox::Sandbox,
     vm::{Accelerator, Mitigations},
 };
 
@@ -53,6 +54,8 @@ pub struct Request {
     pub accelerator: Accelerator,
     /// What the kernel does against what its CPU leaks; `None` for what is of use on the accelerator.
     pub mitigations: Option<Mitigations>,
+    /// What confines it, if it is a process.
+    pub sandbox: Sandbox,
     /// What follows on the kernel's command line.
     pub cmdline: String,
     /// What the machine may take to start the container's process, in s.
@@ -126,6 +129,7 @@ impl Request {
                 kernel: boot.kernel.clone(),
                 initfs: boot.initfs.clone(),
                 mitigations: self.mitigations,
+                sandbox: self.sandbox,
                 cmdline: self.cmdline,
                 memory: self.memory,
                 start_timeout_s: self.start_timeout_s,

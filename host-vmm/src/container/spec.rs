@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::text::Text;
 use crate::{
     boot_files::BootFile,
+    sandbox::Sandbox,
     vm::{Accelerator, Mitigations},
 };
 
@@ -86,6 +87,9 @@ pub struct Machine {
     /// What the kernel does against what its CPU leaks; `None` for what is of use on the accelerator.
     #[serde(default)]
     pub mitigations: Option<Mitigations>,
+    /// What confines it, if it is a process.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// What follows on the kernel's command line.
     pub cmdline: String,
     /// Memory in bytes.

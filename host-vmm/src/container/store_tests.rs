@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     boot_files::{BootFile, Kind},
     container::spec::{Machine, ProcessSpec, Surroundings},
+    sandbox::Sandbox,
     vm::Accelerator,
 };
 
@@ -97,6 +98,7 @@ fn create_with(
                 kernel,
                 initfs: boot_file("/i"),
                 mitigations: None,
+                sandbox: Sandbox::Minimum,
                 cmdline: String::new(),
                 memory: 1 << 30,
                 start_timeout_s: 60,

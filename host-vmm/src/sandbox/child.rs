@@ -17,13 +17,17 @@ use rustix::{
     },
 };
 
-use super::{EMPTY, Namespaces, filter, landlock, limits, namespaces};
+use super::{
+    EMPTY, Namespaces, Sandbox, filter, landlock,
+    layers::{Layer, is_forbidden},
+    limits, namespaces,
+};
 
-/// What a child failed at: nothing of its program has run then.
+/// What a child does one after the other. If it fails at one, nothing of its program has run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    Identity,
     Descriptors,
+    Identity,
     Root,
     Capabilities,
     Limits,
@@ -34,7 +38,8 @@ pub enum Step {
 
 /// What the child needs to know.
 pub struct Child<'a> {
-    pub program: RawFd,
+    /// What it executes; without it nothing is tried but the layers.
+    pub program: Option<RawFd>,
     /// Ends with a null pointer.
     pub arguments: &'a [*const libc::c_char],
     pub inherited: &'a [RawFd],
@@ -42,16 +47,21 @@ pub struct Child<'a> {
     pub output: RawFd,
     pub landlock: Option<RawFd>,
     pub filter: &'a filter::Program,
+    /// For who is under a guard.
+    pub session: &'a seccompiler::BpfProgram,
     pub limits: [limits::Limit; limits::COUNT],
-    /// A socket that takes messages: the descriptor that tells of forbidden calls, with one byte; and a [`report`] if this
-    /// process cannot be confined. It is closed when the program is executed.
+    pub sandbox: Sandbox,
+    /// Whether we are root.
+    pub is_root: bool,
+    /// A socket that takes messages: the descriptor that tells of forbidden calls, with one byte; and a [`report`] for each
+    /// step that could not be done. It is closed when the program is executed.
     pub report: RawFd,
 }
 
 impl Step {
     const ALL: [Self; 8] = [
-        Self::Identity,
         Self::Descriptors,
+        Self::Identity,
         Self::Root,
         Self::Capabilities,
         Self::Limits,
@@ -63,8 +73,8 @@ impl Step {
     /// For an error: "Cannot …".
     pub fn doing(self) -> &'static str {
         match self {
-            Self::Identity => "become nobody",
             Self::Descriptors => "arrange descriptors",
+            Self::Identity => "become nobody",
             Self::Root => "enter an empty root",
             Self::Capabilities => "drop capabilities",
             Self::Limits => "limit resources",
@@ -73,74 +83,136 @@ impl Step {
             Self::Execute => "execute the program",
         }
     }
+
+    /// The layer that the step puts on, if a host may not permit it.
+    pub fn layer(self) -> Option<Layer> {
+        match self {
+            Self::Descriptors | Self::Execute => None,
+            Self::Identity => Some(Layer::User),
+            Self::Root => Some(Layer::Root),
+            Self::Capabilities => Some(Layer::Privileges),
+            Self::Limits => Some(Layer::Limits),
+            Self::Landlock => Some(Layer::Landlock),
+            Self::Filter => Some(Layer::Filter),
+        }
+    }
 }
 
 /// Length of a report in bytes.
-pub const REPORT_LEN: usize = 5;
+pub const REPORT_LEN: usize = 6;
 
-/// A failed step as the child tells it.
-fn report(step: Step, error: &io::Error) -> [u8; REPORT_LEN] {
-    let mut bytes = [0; REPORT_LEN];
-    bytes[0] = step as u8;
-    bytes[1..].copy_from_slice(&error.raw_os_error().unwrap_or(0).to_le_bytes());
-    bytes
+/// What the child says of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub step: Step,
+    /// The child went on without it.
+    pub went_on: bool,
+    pub errno: i32,
 }
 
-/// What a report says.
-pub fn read_report(bytes: [u8; REPORT_LEN]) -> (Step, io::Error) {
-    let [step, a, b, c, d] = bytes;
-    let step = Step::ALL.get(usize::from(step)).copied();
-    let error = io::Error::from_raw_os_error(i32::from_le_bytes([a, b, c, d]));
-    (step.unwrap_or(Step::Execute), error)
+impl Report {
+    fn to_bytes(self) -> [u8; REPORT_LEN] {
+        let mut bytes = [self.step as u8, u8::from(self.went_on), 0, 0, 0, 0];
+        bytes[2..].copy_from_slice(&self.errno.to_le_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: [u8; REPORT_LEN]) -> Self {
+        let [step, went_on, a, b, c, d] = bytes;
+        let step = Step::ALL.get(usize::from(step)).copied();
+        Self {
+            step: step.unwrap_or(Step::Execute),
+            went_on: went_on == 1,
+            errno: i32::from_le_bytes([a, b, c, d]),
+        }
+    }
 }
 
 impl Child<'_> {
     /// Confines this process and executes its program. If that cannot be done it says why, and gives its exit status.
-    pub fn run(&self, namespaces: Namespaces, told: bool) -> i32 {
-        let (step, error) = match told {
-            true => self.confine(namespaces),
-            false => (Step::Identity, io::Error::from_raw_os_error(libc::EPERM)),
+    pub fn run(&self, namespaces: Namespaces) -> i32 {
+        let mut step = Step::Descriptors;
+        match self.confine(namespaces, &mut step) {
+            Ok(()) => 0,
+            Err(error) => {
+                self.report(step, false, &error);
+                1
+            }
+        }
+    }
+
+    /// Returns only if a step failed, or if there is no program.
+    fn confine(&self, namespaces: Namespaces, step: &mut Step) -> io::Result<()> {
+        let mut attempt = |what: Step, result: io::Result<()>| {
+            *step = what;
+            self.settle(what, result)
+        };
+        let apart = namespaces == Namespaces::Own;
+        attempt(Step::Descriptors, self.begin())?;
+        // While there is a right to.
+        drop_bounding_set();
+        if apart {
+            attempt(Step::Identity, namespaces::become_nobody())?;
+        } else if self.is_root {
+            attempt(Step::Identity, namespaces::leave_root())?;
+        }
+        // Becoming somebody else undoes it.
+        attempt(Step::Identity, die_with_parent())?;
+        if apart {
+            attempt(Step::Root, namespaces::enter_empty_root())?;
+        }
+        attempt(Step::Capabilities, drop_capabilities())?;
+        attempt(Step::Limits, limits::enter(&self.limits))?;
+        if let Some(ruleset) = self.landlock {
+            attempt(Step::Landlock, landlock::enter(ruleset))?;
+        }
+        attempt(Step::Filter, self.enter_filter(apart))?;
+        match self.program {
+            Some(program) => attempt(Step::Execute, self.execute(program)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a step that could not be done is no reason not to go on: the host does not permit it, and it is no part of
+    /// what everything has that runs.
+    fn settle(&self, step: Step, result: io::Result<()>) -> io::Result<()> {
+        let Err(error) = result else {
+            return Ok(());
+        };
+        let can_do_without = |layer: Layer| !layer.is_minimum() || self.sandbox == Sandbox::Weak;
+        if step.layer().is_none_or(|layer| !can_do_without(layer)) || !is_forbidden(&error) {
+            return Err(error);
+        }
+        self.report(step, true, &error);
+        Ok(())
+    }
+
+    fn report(&self, step: Step, went_on: bool, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(0);
+        let report = Report {
+            step,
+            went_on,
+            errno,
         };
         // SAFETY: the descriptor is the parent's, of which this process has a copy.
         let fd = unsafe { BorrowedFd::borrow_raw(self.report) };
-        let _ = rustix::io::write(fd, &report(step, &error));
-        1
+        let _ = rustix::io::write(fd, &report.to_bytes());
     }
 
-    /// Returns only if a step failed.
-    fn confine(&self, namespaces: Namespaces) -> (Step, io::Error) {
-        let mut step = Step::Descriptors;
-        let error = self.try_confine(namespaces, &mut step).err();
-        (step, error.unwrap_or_else(|| io::ErrorKind::Other.into()))
-    }
-
-    fn try_confine(&self, namespaces: Namespaces, step: &mut Step) -> io::Result<()> {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
+    fn begin(&self) -> io::Result<()> {
+        die_with_parent()?;
         allow_signals();
-        self.arrange_descriptors()?;
-        if namespaces == Namespaces::Own {
-            *step = Step::Identity;
-            namespaces::become_nobody()?;
-            // Becoming somebody else undoes it.
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            *step = Step::Root;
-            namespaces::enter_empty_root()?;
+        self.arrange_descriptors()
+    }
+
+    fn enter_filter(&self, apart: bool) -> io::Result<()> {
+        if !apart {
+            filter::enter_plain(self.session)?;
         }
-        *step = Step::Capabilities;
-        drop_capabilities()?;
-        *step = Step::Limits;
-        limits::enter(&self.limits)?;
-        set_no_new_privs(true)?;
-        *step = Step::Landlock;
-        if let Some(ruleset) = self.landlock {
-            landlock::enter(ruleset)?;
-        }
-        *step = Step::Filter;
         if let Some(listener) = filter::enter(self.filter)? {
             self.hand_over(&listener)?;
         }
-        *step = Step::Execute;
-        Err(self.execute())
+        Ok(())
     }
 
     /// Sends the descriptor that tells of forbidden calls. Ours is closed when the program is executed.
@@ -157,21 +229,21 @@ impl Child<'_> {
     }
 
     /// Returns only if it failed.
-    fn execute(&self) -> io::Error {
+    fn execute(&self, program: RawFd) -> io::Result<()> {
         let environment = [std::ptr::null::<libc::c_char>()];
         // SAFETY: both lists end with a null pointer, and their texts live in the parent's memory, of which this is a
         // copy.
         unsafe {
             libc::syscall(
                 libc::SYS_execveat,
-                self.program,
+                program,
                 EMPTY.as_ptr(),
                 self.arguments.as_ptr(),
                 environment.as_ptr(),
                 libc::AT_EMPTY_PATH,
             );
         }
-        io::Error::last_os_error()
+        Err(io::Error::last_os_error())
     }
 
     /// Leaves the program its standard descriptors and what it was given.
@@ -217,19 +289,28 @@ fn allow_signals() {
     }
 }
 
-fn drop_capabilities() -> io::Result<()> {
+/// It is killed when the thread ends that started it.
+fn die_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+fn drop_bounding_set() {
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        match remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            // The kernel knows no more; or we have no right to, and nothing to lose then.
-            Err(_) => break,
+        // The kernel knows no more; or we have no right to, and nothing to lose then.
+        if remove_capability_from_bounding_set(capability).is_err() {
+            break;
         }
     }
+}
+
+/// Gives up all privileges, and the chance of any.
+fn drop_capabilities() -> io::Result<()> {
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
         inheritable: CapabilitySet::empty(),
     };
-    Ok(set_capabilities(None, none)?)
+    set_capabilities(None, none)?;
+    Ok(set_no_new_privs(true)?)
 }

@@ -74,6 +74,31 @@ pub fn compile(table: &[Allowed]) -> Result<Program, seccompiler::Error> {
     Ok(Program::new(filter.try_into()?))
 }
 
+/// Forbids `calls` and nothing else.
+///
+/// # Errors
+/// It cannot be a filter.
+pub(super) fn all_but(calls: &[libc::c_long]) -> Result<Program, seccompiler::Error> {
+    Ok(Program::new(refusing(calls, FORBIDDEN)?))
+}
+
+/// Keeps a process in its session: it may not make another. To be entered before any other filter.
+///
+/// # Errors
+/// It cannot be a filter.
+pub(super) fn session() -> Result<BpfProgram, seccompiler::Error> {
+    refusing(
+        &[libc::SYS_setsid],
+        SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+    )
+}
+
+fn refusing(calls: &[i64], action: SeccompAction) -> Result<BpfProgram, seccompiler::Error> {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let arch = seccompiler::TargetArch::x86_64;
+    Ok(SeccompFilter::new(rules, SeccompAction::Allow, action, arch)?.try_into()?)
+}
+
 /// Stands in a filter for what happens to who makes a forbidden call: an action that is not used otherwise.
 pub(super) const FORBIDDEN: SeccompAction = SeccompAction::Trace(0);
 
@@ -114,6 +139,14 @@ pub fn enter(program: &Program) -> io::Result<Option<OwnedFd>> {
         return Ok(Some(unsafe { OwnedFd::from_raw_fd(listener) }));
     }
     set(&program.kills, 0).map(|_| None)
+}
+
+/// Confines this process to `program` for good. Allocates nothing.
+///
+/// # Errors
+/// Those of `seccomp(2)`.
+pub fn enter_plain(program: &BpfProgram) -> io::Result<()> {
+    set(program, 0).map(|_| ())
 }
 
 fn set(program: &BpfProgram, flags: libc::c_ulong) -> io::Result<RawFd> {

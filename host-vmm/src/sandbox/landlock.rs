@@ -42,12 +42,14 @@ const EXECUTE: u64 = 1 << 0 | 1 << 2;
 /// A set of rules that forbids all that it knows, but for one file.
 pub struct Ruleset {
     fd: OwnedFd,
-    version: u32,
 }
 
 impl Ruleset {
-    /// Allows `program` to be executed. `None` where the host's kernel has no Landlock.
-    pub fn create(program: Option<BorrowedFd<'_>>) -> Option<Self> {
+    /// Allows `program` to be executed.
+    ///
+    /// # Errors
+    /// The host's kernel has no Landlock.
+    pub fn create(program: Option<BorrowedFd<'_>>) -> io::Result<Self> {
         const VERSION: u32 = 1;
         // SAFETY: with this flag the call takes no attributes and gives a number.
         let version = unsafe {
@@ -58,7 +60,9 @@ impl Ruleset {
                 VERSION,
             )
         };
-        let version = u32::try_from(version).ok().filter(|version| *version > 0)?;
+        let Some(version) = u32::try_from(version).ok().filter(|version| *version > 0) else {
+            return Err(io::Error::last_os_error());
+        };
         let known = FILE_RIGHTS.len().min(version as usize);
         let attributes = Attributes {
             files: FILE_RIGHTS[known - 1],
@@ -75,17 +79,19 @@ impl Ruleset {
                 0_u32,
             )
         };
-        let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+        let Some(fd) = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0) else {
+            return Err(io::Error::last_os_error());
+        };
         // SAFETY: the kernel has just made it for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let ruleset = Self { fd, version };
-        match program {
-            Some(program) => ruleset.allow(program).then_some(ruleset),
-            None => Some(ruleset),
+        let ruleset = Self { fd };
+        if let Some(program) = program {
+            ruleset.allow(program)?;
         }
+        Ok(ruleset)
     }
 
-    fn allow(&self, program: BorrowedFd<'_>) -> bool {
+    fn allow(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         const PATH_BENEATH: u32 = 1;
         let rule = PathBeneath {
             allowed: EXECUTE,
@@ -101,12 +107,10 @@ impl Ruleset {
                 0_u32,
             )
         };
-        added == 0
-    }
-
-    /// The version that the kernel speaks.
-    pub fn version(&self) -> u32 {
-        self.version
+        match added {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 

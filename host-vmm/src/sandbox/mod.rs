@@ -5,16 +5,24 @@
 //!
 //! - an empty environment, and only the descriptors that it was given;
 //! - no privileges, and none to be had (`no_new_privs`, an empty bounding set, no capabilities);
-//! - limits on what it may use up ([`limits`]);
 //! - a filter of system calls ([`filter`]);
+//! - limits on what it may use up ([`limits`]);
+//! - a user who owns nothing, if we are root;
 //! - Landlock without a single rule: no path can be opened, no port reached ([`landlock`]);
-//! - namespaces of its own: an empty, read-only root, no network, no other process in sight, and an end that takes
-//!   everything with it that it started ([`namespaces`]).
+//! - namespaces of its own: no network, no other process in sight, and an end that takes everything with it that it started
+//!   ([`namespaces`]); without them the last is a [`guard`]'s work;
+//! - an empty, read-only root.
+//!
+//! The first three are the least that anything runs with, unless somebody asks for less ([`Sandbox`]). Of the others it
+//! has those that the host permits, and what says that it does not are the host's own words for it: one that fails in
+//! another way is an error, and then nothing is executed.
 
 mod child;
 pub mod filter;
 mod forbidden;
+mod guard;
 mod landlock;
+mod layers;
 mod limits;
 mod names;
 mod namespaces;
@@ -26,7 +34,7 @@ use std::{
     fs::File,
     io::{self, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use rustix::{
@@ -39,7 +47,31 @@ use rustix::{
 };
 
 pub use forbidden::Forbidden;
-pub use namespaces::Namespaces;
+pub use guard::Guard;
+pub use layers::{Layer, Missing};
+use namespaces::Namespaces;
+
+/// What has to be there for anything to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// The layers that are the least, which nearly every host has.
+    #[default]
+    Minimum,
+    /// None, but all that the host permits.
+    Weak,
+}
+
+impl Sandbox {
+    /// Its name as `--sandbox` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Minimum => "minimum",
+            Self::Weak => "weak",
+        }
+    }
+}
 
 /// Everything about a confined process.
 #[derive(Debug)]
@@ -56,6 +88,8 @@ pub struct Plan<'a> {
     pub filter: filter::Program,
     /// Most processes and threads that it may have at a time.
     pub processes: u64,
+    /// What it has to be confined by.
+    pub sandbox: Sandbox,
 }
 
 /// A confined process. The caller has to reap it.
@@ -65,19 +99,12 @@ pub struct Confined {
     pub pid: Pid,
     /// Readable when it has ended.
     pub pidfd: OwnedFd,
-    /// What of the layers that not every host permits it has.
-    pub layers: Layers,
+    /// The layers that it does without, as this host does not permit them.
+    pub missing: Vec<Missing>,
     /// What it was killed for, if it made a forbidden call on a host that tells which.
     pub forbidden: Forbidden,
-}
-
-/// The layers that not every host permits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Layers {
-    /// Namespaces of its own.
-    pub namespaces: bool,
-    /// Landlock's version, if the host has it.
-    pub landlock: Option<u32>,
+    /// Who takes care that nothing outlives it which it has started, where its namespaces do not. To be dropped after its end.
+    pub guard: Option<Guard>,
 }
 
 /// Why a process could not be confined.
@@ -94,91 +121,197 @@ pub enum SandboxError {
         /// Why not.
         source: io::Error,
     },
+    /// The host does not permit what is the least.
+    #[error(
+        "Cannot {doing} in a confined process, and nothing runs without; {remedy}, or choose --sandbox weak"
+    )]
+    Minimum {
+        /// The step.
+        doing: &'static str,
+        /// What to do.
+        remedy: String,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 /// Starts a process that is confined before it executes the first instruction of its program. It is killed when the
 /// calling thread ends.
 ///
 /// # Errors
-/// A layer that this host permits could not be had: the process has not executed anything then.
+/// A layer that this host permits could not be had, or one that is the least is not permitted: the process has not
+/// executed anything then.
 pub fn spawn(plan: &Plan<'_>) -> Result<Confined, SandboxError> {
-    // All that needs memory is made before there is a child, which may not allocate any.
-    let nothing = File::open("/dev/null").map_err(SandboxError::Prepare)?;
-    let (reports, report) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|errno| SandboxError::Prepare(errno.into()))?;
-    let landlock = landlock::Ruleset::create(Some(plan.program));
-    let inherited: Vec<RawFd> = plan.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let mut arguments: Vec<*const libc::c_char> =
         plan.arguments.iter().map(|text| text.as_ptr()).collect();
     arguments.push(std::ptr::null());
-    let child = child::Child {
-        program: plan.program.as_raw_fd(),
+    let inherited: Vec<RawFd> = plan.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    let attempt = Attempt {
+        program: Some(plan.program),
         arguments: &arguments,
         inherited: &inherited,
-        input: nothing.as_raw_fd(),
-        output: plan.output.as_raw_fd(),
-        landlock: landlock.as_ref().map(|ruleset| ruleset.as_raw_fd()),
+        output: Some(plan.output),
         filter: &plan.filter,
-        limits: limits::of(plan.processes),
-        report: report.as_raw_fd(),
+        processes: plan.processes,
+        sandbox: plan.sandbox,
     };
-    let (pid, pidfd, namespaces) = namespaces::fork(|namespaces, told| child.run(namespaces, told))
-        .map_err(SandboxError::Prepare)?;
-    drop(report);
-    let end = || {
-        let _ = kill_process(pid, Signal::KILL);
-        let _ = waitpid(Some(pid), WaitOptions::empty());
+    attempt.start()
+}
+
+/// The layers that this host does not permit, without starting anything that stays.
+///
+/// # Errors
+/// There is no process to be had to try it with, or a layer that is permitted cannot be had.
+pub fn probe() -> Result<Vec<Missing>, SandboxError> {
+    let filter = filter::all_but(&[]).map_err(|error| prepare(io::Error::other(error)))?;
+    let attempt = Attempt {
+        program: None,
+        arguments: &[],
+        inherited: &[],
+        output: None,
+        filter: &filter,
+        processes: u64::MAX,
+        sandbox: Sandbox::Weak,
     };
-    let mut listener = None;
-    // It ends without a word when the program is executed.
-    let told = loop {
-        match receive(&reports) {
-            Ok(Told::Listener(fd)) => listener = Some(fd),
-            other => break other,
-        }
-    };
-    match told {
-        Ok(Told::Failed(step, source)) => {
-            end();
-            return Err(SandboxError::Confine {
-                doing: step.doing(),
-                source,
-            });
-        }
-        Ok(_) => {}
-        Err(errno) => {
-            end();
-            return Err(SandboxError::Prepare(errno.into()));
-        }
-    }
-    let watch = |listener| Forbidden::watch(listener, pidfd.try_clone()?);
-    let forbidden = listener.map_or_else(|| Ok(Forbidden::default()), watch);
-    let forbidden = forbidden.map_err(|error| {
-        end();
-        SandboxError::Prepare(error)
-    })?;
-    Ok(Confined {
+    let Confined {
         pid,
-        pidfd,
-        layers: Layers {
-            namespaces: namespaces == Namespaces::Own,
-            landlock: landlock.as_ref().map(landlock::Ruleset::version),
-        },
-        forbidden,
-    })
+        missing,
+        guard,
+        ..
+    } = attempt.start()?;
+    reap(pid);
+    drop(guard);
+    Ok(missing)
+}
+
+/// A process that is to be confined.
+struct Attempt<'a> {
+    program: Option<BorrowedFd<'a>>,
+    arguments: &'a [*const libc::c_char],
+    inherited: &'a [RawFd],
+    output: Option<BorrowedFd<'a>>,
+    filter: &'a filter::Program,
+    processes: u64,
+    sandbox: Sandbox,
+}
+
+impl Attempt<'_> {
+    fn start(&self) -> Result<Confined, SandboxError> {
+        // All that needs memory is made before there is a child, which may not allocate any.
+        let nothing = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(prepare)?;
+        let (reports, report) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(prepare)?;
+        let landlock = landlock::Ruleset::create(self.program);
+        let session = filter::session().map_err(|error| prepare(io::Error::other(error)))?;
+        let output = self.output.unwrap_or(nothing.as_fd());
+        let child = child::Child {
+            program: self.program.map(|program| program.as_raw_fd()),
+            arguments: self.arguments,
+            inherited: self.inherited,
+            input: nothing.as_raw_fd(),
+            output: output.as_raw_fd(),
+            landlock: landlock.as_ref().ok().map(AsRawFd::as_raw_fd),
+            filter: self.filter,
+            session: &session,
+            limits: limits::of(self.processes),
+            sandbox: self.sandbox,
+            is_root: rustix::process::geteuid().is_root(),
+            report: report.as_raw_fd(),
+        };
+        let forked = namespaces::fork(|namespaces| child.run(namespaces)).map_err(prepare)?;
+        drop(report);
+        let mut missing = Vec::new();
+        if let Err(error) = landlock {
+            let layer = Layer::Landlock;
+            missing.push(Missing { layer, error });
+        }
+        if let Some(error) = forked.refused {
+            let errno = error.raw_os_error().unwrap_or(0);
+            missing.push(Missing::new(Layer::Root, errno));
+            let layer = Layer::Namespaces;
+            missing.push(Missing { layer, error });
+        }
+        let pid = forked.pid;
+        let watched = listen(&reports, &mut missing)
+            .and_then(|listener| match listener {
+                Some(listener) => Ok(Forbidden::watch(
+                    listener,
+                    forked.pidfd.try_clone().map_err(prepare)?,
+                )
+                .map_err(prepare)?),
+                None => Ok(Forbidden::default()),
+            })
+            .inspect_err(|_| {
+                let _ = kill_process(pid, Signal::KILL);
+                reap(pid);
+            });
+        Ok(Confined {
+            pid,
+            pidfd: forked.pidfd,
+            missing,
+            forbidden: watched?,
+            guard: forked.guard,
+        })
+    }
+}
+
+fn prepare(error: impl Into<io::Error>) -> SandboxError {
+    SandboxError::Prepare(error.into())
+}
+
+fn reap(pid: Pid) {
+    while let Err(Errno::INTR) = waitpid(Some(pid), WaitOptions::empty()) {}
+}
+
+/// Takes everything that the child says until it executes its program, and gives the descriptor that tells of forbidden calls.
+fn listen(reports: &OwnedFd, missing: &mut Vec<Missing>) -> Result<Option<OwnedFd>, SandboxError> {
+    let mut listener = None;
+    loop {
+        let report = match receive(reports).map_err(prepare)? {
+            Told::Listener(fd) => {
+                listener = Some(fd);
+                continue;
+            }
+            Told::Report(report) => report,
+            Told::Nothing => return Ok(listener),
+        };
+        let lacking = |layer| Missing::new(layer, report.errno);
+        let layer = report.step.layer();
+        if report.went_on {
+            missing.extend(layer.map(lacking));
+            continue;
+        }
+        let source = io::Error::from_raw_os_error(report.errno);
+        let doing = report.step.doing();
+        return Err(match layer {
+            Some(layer) if layer.is_minimum() && layers::is_forbidden(&source) => {
+                let remedy = lacking(layer).remedy();
+                SandboxError::Minimum {
+                    doing,
+                    remedy,
+                    source,
+                }
+            }
+            _ => SandboxError::Confine { doing, source },
+        });
+    }
 }
 
 /// What a child says.
 enum Told {
     /// A descriptor that tells of forbidden calls.
     Listener(OwnedFd),
-    /// It could not be confined.
-    Failed(child::Step, io::Error),
+    /// A step could not be done.
+    Report(child::Report),
     /// Nothing more: it executes its program, or is dead.
     Nothing,
 }
@@ -195,28 +328,13 @@ fn receive(reports: &OwnedFd) -> Result<Told, Errno> {
         }
     };
     if received == child::REPORT_LEN {
-        let (step, error) = child::read_report(bytes);
-        return Ok(Told::Failed(step, error));
+        return Ok(Told::Report(child::Report::from_bytes(bytes)));
     }
     let listener = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
     Ok(listener.map_or(Told::Nothing, Told::Listener))
-}
-
-/// The layers that this host permits, without starting anything that stays.
-///
-/// # Errors
-/// There is no process to be had to try it with.
-pub fn probe() -> io::Result<Layers> {
-    let landlock = landlock::Ruleset::create(None);
-    let (pid, _, namespaces) = namespaces::fork(|_, _| 0)?;
-    waitpid(Some(pid), WaitOptions::empty())?;
-    Ok(Layers {
-        namespaces: namespaces == Namespaces::Own,
-        landlock: landlock.as_ref().map(landlock::Ruleset::version),
-    })
 }
 
 /// An empty text for the kernel.

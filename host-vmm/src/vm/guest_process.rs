@@ -18,6 +18,7 @@ use rustix::{
 use crate::{
     devices::transport::vhost_user::{Failure, Server},
     process::{is_readable_within, is_stopped},
+    sandbox::Guard,
 };
 
 /// How long the process may take to end after it has let go of a device.
@@ -26,13 +27,15 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long what a dead guest has sent may take to reach whoever reads it on the host.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// The process and its devices. Dropping it kills the process.
+/// The process and its devices. Dropping it kills the process, and what it has started.
 #[derive(Debug)]
 pub struct GuestProcess {
     pid: Pid,
     /// Watched by `gone`, which it must outlive.
     pidfd: OwnedFd,
     servers: Vec<Server>,
+    /// Kills what the process has started, if it takes somebody to do so. Watched by `gone`.
+    guard: Option<Guard>,
     /// An epoll descriptor over everything that means the end.
     gone: OwnedFd,
     /// How it ended, once it has been reaped.
@@ -51,20 +54,21 @@ pub enum End {
     NoRoom,
     /// It hung up a device and went on, and was killed for it.
     HungUp,
-    /// The process ended by itself.
+    /// The process ended by itself, or somebody killed it, or its guard.
     Exited(ExitStatus),
 }
 
 impl GuestProcess {
-    /// Takes over the child `pid`, which serves itself of `servers`. If that fails it is killed.
+    /// Takes over the child `pid`, which serves itself of `servers`, and its guard if it has one. If that fails it is killed.
     ///
     /// # Errors
     /// The host is out of descriptors.
-    pub fn watch(pid: Pid, servers: Vec<Server>) -> io::Result<Self> {
+    pub fn watch(pid: Pid, servers: Vec<Server>, guard: Option<Guard>) -> io::Result<Self> {
         let watched = pidfd_open(pid, PidfdFlags::empty()).and_then(|pidfd| {
             let gone = epoll::create(CreateFlags::CLOEXEC)?;
             let ends = servers.iter().map(Server::ended);
-            for fd in std::iter::once(pidfd.as_fd()).chain(ends) {
+            let guard = guard.as_ref().map(Guard::gone);
+            for fd in std::iter::once(pidfd.as_fd()).chain(ends).chain(guard) {
                 epoll::add(&gone, fd, EventData::new_u64(0), EventFlags::IN)?;
             }
             Ok((pidfd, gone))
@@ -74,6 +78,7 @@ impl GuestProcess {
                 pid,
                 pidfd,
                 servers,
+                guard,
                 gone,
                 ended: None,
                 killed: false,
@@ -115,12 +120,19 @@ impl GuestProcess {
         if failure.is_some() {
             self.kill();
         }
+        let is_unguarded = |guard: &Guard| is_readable_within(guard.gone(), Duration::ZERO);
+        let unguarded = !self.killed && self.guard.as_ref().is_some_and(is_unguarded);
+        if unguarded {
+            self.kill();
+        }
         // Without its device, too, but it may only be on its way.
         let hung = !self.killed && !is_readable_within(self.pidfd.as_fd(), FAREWELL);
         if hung {
             self.kill();
         }
         let status = self.reap()?;
+        // All that it may have started.
+        self.guard = None;
         if !self.killed {
             for server in &self.servers {
                 is_readable_within(server.ended(), DRAIN);
@@ -130,7 +142,7 @@ impl GuestProcess {
             Some(Failure::Broken(how)) => End::BrokeRules(how),
             Some(Failure::NoRoom) => End::NoRoom,
             None if hung => End::HungUp,
-            None if self.killed => End::Killed,
+            None if self.killed && !unguarded => End::Killed,
             None => End::Exited(status),
         })
     }

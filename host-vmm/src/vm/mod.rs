@@ -15,7 +15,7 @@ use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};
 
 pub use select::{Accelerator, Isolation, NoAccelerator, Verdict, decide, open, verdicts};
 
-use crate::devices::vsock::HostPorts;
+use crate::{devices::vsock::HostPorts, sandbox::Sandbox};
 
 /// What a VM is made of. Plain data, checked once by whoever builds it.
 pub struct VmConfig {
@@ -29,6 +29,8 @@ pub struct VmConfig {
     pub initfs: PathBuf,
     /// What the kernel does against what its CPU leaks; `None` for what is of use on this accelerator.
     pub mitigations: Option<Mitigations>,
+    /// What it has to be confined by, where that is ours to do.
+    pub sandbox: Sandbox,
     /// Kernel command line beyond what the accelerator itself needs, and what the rest of this comes to.
     pub cmdline: String,
     /// The kernel says all it does on its console, which takes time; else only what is wrong.

@@ -262,6 +262,7 @@ pub fn vm_config(
         kernel: machine.kernel.path.clone(),
         initfs: machine.initfs.path.clone(),
         mitigations: machine.mitigations,
+        sandbox: machine.sandbox,
         cmdline: machine.cmdline.clone(),
         verbose: machine.debug_console,
         disks: vec![

@@ -150,7 +150,7 @@ impl Hypervisor for Qemu {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let process = pid
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
-            .and_then(|pid| GuestProcess::watch(pid, vec![server]))
+            .and_then(|pid| GuestProcess::watch(pid, vec![server], None))
             .map_err(step("watch the emulator"))?;
         Ok(Box::new(QemuVm {
             program: program.clone(),

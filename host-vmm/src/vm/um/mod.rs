@@ -33,7 +33,8 @@ use crate::{
         transport::vhost_user::Server,
         vsock::Vsock,
     },
-    sandbox::{self, Forbidden, Plan},
+    report::Report,
+    sandbox::{self, Forbidden, Plan, Sandbox},
 };
 
 /// Only warnings and a panic are printed.
@@ -48,6 +49,9 @@ const CMDLINE_VERBOSE: &str = "printk.devkmsg=on";
 const CMDLINE_IDLE: &str = "sysctl.vm.compaction_proactiveness=0 \
      sysctl.net.ipv4.neigh.default.interval_probe_time_ms=86400000 \
      sysctl.net.ipv6.neigh.default.interval_probe_time_ms=86400000";
+
+/// Processes that run guest code need not have a filter of their own where the host gives them none.
+const CMDLINE_WEAK: &str = "unfiltered_stubs";
 
 /// Most processes and threads of a machine.
 const PROCESSES: u64 = 32_768;
@@ -72,15 +76,25 @@ impl Hypervisor for Um {
 
     fn describe(&self) -> Result<String, String> {
         self.probe()?;
-        let layers =
-            sandbox::probe().map_err(|error| format!("no process can be started: {error}"))?;
-        let with = |is_there, name: &str| match is_there {
-            true => name.to_owned(),
-            false => format!("without {name}, which this host does not permit"),
-        };
-        let namespaces = with(layers.namespaces, "namespaces of its own");
-        let landlock = with(layers.landlock.is_some(), "Landlock");
-        Ok(format!("a confined process: {namespaces}, {landlock}"))
+        let missing = sandbox::probe().map_err(|error| Report::of(&error).causes.join(": "))?;
+        let least = missing.iter().find(|missing| missing.layer.is_minimum());
+        if let Some(missing) = least {
+            return Err(format!(
+                "its kernel cannot be confined; {}, or choose --sandbox weak",
+                missing.remedy()
+            ));
+        }
+        let names: Vec<String> = missing
+            .iter()
+            .map(|missing| missing.layer.to_string())
+            .collect();
+        Ok(match names.is_empty() {
+            true => "a confined process".to_owned(),
+            false => format!(
+                "a confined process, without what this host does not permit: {}",
+                names.join(", ")
+            ),
+        })
     }
 
     fn disk_device(&self, index: usize) -> String {
@@ -112,6 +126,9 @@ impl Hypervisor for Um {
             false => CMDLINE_QUIET,
         }];
         words.extend(CMDLINE_IDLE.split_ascii_whitespace());
+        if config.sandbox == Sandbox::Weak {
+            words.push(CMDLINE_WEAK);
+        }
         words.extend(config.cmdline.split_ascii_whitespace());
         let Machine {
             servers, sockets, ..
@@ -128,6 +145,7 @@ impl Hypervisor for Um {
                 source: io::Error::other(error),
             })?,
             processes: PROCESSES,
+            sandbox: config.sandbox,
         };
         let placed = Placed::here().map_err(step("choose a CPU"))?;
         let confined = sandbox::spawn(&plan);
@@ -136,8 +154,15 @@ impl Hypervisor for Um {
             doing: format!("start {}", config.kernel.display()),
             source: io::Error::other(error),
         })?;
-        let process =
-            GuestProcess::watch(confined.pid, servers).map_err(step("watch the kernel"))?;
+        for missing in &confined.missing {
+            tracing::debug!(
+                "The kernel goes without a layer ({}): {}",
+                missing.layer,
+                missing.error
+            );
+        }
+        let process = GuestProcess::watch(confined.pid, servers, confined.guard)
+            .map_err(step("watch the kernel"))?;
         Ok(Box::new(UmVm {
             process,
             forbidden: confined.forbidden,

@@ -11,8 +11,9 @@ pub fn run(name: &str) -> Option<i64> {
         call(libc::SYS_exit_group, [code, 0, 0, 0, 0, 0]);
     }
     Some(match name {
-        "forks" => forks(12_000),
-        "forks-few" => forks(10),
+        "forks" => forks(12_000, sleep),
+        "forks-few" => forks(10, sleep),
+        "forks-away" => forks(10, leave),
         "descriptors" => descriptors(),
         "memory" => memory(),
         "memory-files" => memory_files(),
@@ -73,16 +74,28 @@ fn sleep() -> ! {
 
 /// Makes processes until there are no more, but not so many that a host without a limit would have none left; says how
 /// many it made.
-fn forks(most: u32) -> i64 {
+fn forks(most: u32, child: fn() -> !) -> i64 {
     let mut made = 0;
     while made < most {
         match call(libc::SYS_clone, [17, 0, 0, 0, 0, 0]) {
-            0 => sleep(),
+            0 => child(),
             error if error < 0 => break,
             _ => made += 1,
         }
     }
     say(&format!("forks: {made}"));
+    sleep()
+}
+
+/// Leaves the session of its parent, has a child of its own, and hears no signal.
+fn leave() -> ! {
+    call(libc::SYS_setsid, [0; 6]);
+    call(libc::SYS_clone, [17, 0, 0, 0, 0, 0]);
+    call(libc::SYS_setsid, [0; 6]);
+    for signal in 1..64 {
+        // SAFETY: to ignore a signal is no handler that could be wrong.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     sleep()
 }
 
