@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::ErrorKind,
     os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
@@ -35,8 +36,14 @@ fn wrong(root: &Root, prefix: &Path) -> Vec<PathBuf> {
 /// Changes one bit in the middle of a file, which is as long and as old as before.
 fn flip(path: &Path) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("a file of ours");
-    let file = File::options().read(true).write(true).open(path);
-    let file = file.expect("a file to change");
+    // A machine goes behind its command, and until then nobody may write to its kernel.
+    let file = wait_until(DEADLINE, || {
+        match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => None,
+            other => Some(other.expect("a file to change")),
+        }
+    });
+    let file = file.expect("a file that is no longer executed");
     let metadata = file.metadata().expect("a size and a time");
     let mut byte = [0];
     file.read_exact_at(&mut byte, metadata.len() / 2)
