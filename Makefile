@@ -52,7 +52,7 @@ PROFILE ?=
 # Which kernel `make kernel` builds: one of kernel-config/variants/.
 VARIANT ?= default
 
-.PHONY: help setup setup-tests build image kernel run test soak fuzz walls bench kernel-profile reproduce lint install clean FORCE
+.PHONY: help setup setup-tests build image kernel run test test-work soak fuzz walls bench kernel-profile reproduce lint install clean FORCE
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -82,6 +82,10 @@ run: build image ## Everything up to a container that says hello
 
 test: setup-tests build image out/test/default-second out/test/um-second out/test/vmm ## Everything up to tests of all parts, alone and together
 	@scripts/test
+
+test-work: build image ## Programs that people run, in an image of Debian's packages, compared with the host; makes the image once
+	@scripts/work-image out/bin/vmm out/test/work
+	@VMM_TEST_ACCEL=um cargo test --locked -p end-to-end --test real_work
 
 soak: setup-tests build image out/test/vmm ## What takes an hour: ROUNDS of every kind of bad luck, RUNS in a row
 	@scripts/soak "$(ROUNDS)" "$(RUNS)"
