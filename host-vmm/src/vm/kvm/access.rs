@@ -13,7 +13,7 @@ use std::{
 use rustix::io::Errno;
 
 /// Whether there is something here that runs machines on KVM. What is said of the device follows it, everywhere.
-pub const BUILT: bool = false;
+const BUILT: bool = false;
 
 const DEVICE: &str = "/dev/kvm";
 

@@ -1,0 +1,5 @@
+//! Hardware virtualization: a thin VMM of our own on KVM.
+
+mod access;
+
+pub use access::{NoKvm, access};
