@@ -1,4 +1,4 @@
-//! What a user is told once, and not again before the machine is started anew.
+//! What lasts until the machine is started anew: that a user was told something.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -13,10 +13,14 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// one gets to tell. Where no mark can be made nothing is told: it would be told for ever.
 #[must_use]
 pub fn since_boot(run: &Path, what: &str) -> bool {
-    match fs::read_to_string(BOOT) {
-        Ok(boot) => since(run, what, boot.trim()),
-        Err(_) => false,
-    }
+    this_boot().is_some_and(|boot| since(run, what, &boot))
+}
+
+/// A name for this start of the machine, which no other has; `None` where it cannot be had.
+#[must_use]
+pub fn this_boot() -> Option<String> {
+    let boot = fs::read_to_string(BOOT).ok()?;
+    Some(boot.trim().to_owned())
 }
 
 fn since(run: &Path, what: &str, boot: &str) -> bool {

@@ -9,6 +9,9 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Names of files that stay: locks, and what is known of the host.
+const STAYING: [&str; 2] = ["lock", "kvm-verdict"];
+
 /// Most bytes of a process's arguments that are shown.
 const SHOWN: usize = 240;
 
@@ -150,7 +153,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 }
 
 /// Lines about everything that runs, is mounted or waits for connections below `root`, and about every file and
-/// container in `folders`, which are below it. Lock files stay where they are.
+/// container in `folders`, which are below it, but for those that are to stay.
 pub fn all(root: &Path, folders: &[&str]) -> Vec<String> {
     let mut found: Vec<String> = processes(root).iter().map(Process::to_string).collect();
     found.extend(things(root, folders));
@@ -182,7 +185,7 @@ fn files(folder: &Path, found: &mut Vec<String>) {
         let counts = if is_folder {
             is_identifier(&name)
         } else {
-            name != "lock"
+            !STAYING.iter().any(|staying| name == *staying)
         };
         if counts {
             found.push(format!("file: {}", entry.path().display()));
@@ -264,7 +267,9 @@ mod tests {
         std::fs::create_dir_all(root.join("run/deep")).unwrap();
         std::fs::create_dir_all(root.join("other")).unwrap();
         std::fs::write(root.join("other/file"), "").unwrap();
-        std::fs::write(root.join("run/lock"), "").unwrap();
+        for name in STAYING {
+            std::fs::write(root.join("run").join(name), "").unwrap();
+        }
         assert!(all(&root, &["run"]).is_empty());
         std::fs::create_dir(root.join("run/0123456789ab")).unwrap();
         assert_eq!(all(&root, &["run"]).len(), 1);

@@ -120,6 +120,33 @@ fn every_accelerator_has_a_verdict() {
 }
 
 #[test]
+fn a_kvm_that_cannot_run_machines_is_refused_for_a_reason() {
+    let root = Root::new();
+    let reason = || {
+        let info = root.vmm(["system", "info", "--format", "json"]).finish();
+        let accelerators = info.code(0).json()[0]["Accelerators"].clone();
+        let is_kvm = |verdict: &&Value| verdict["name"] == "kvm";
+        let verdicts = accelerators.as_array().expect("verdicts");
+        let kvm = verdicts.iter().find(is_kvm).expect("a verdict").clone();
+        let usable = kvm["usable"].as_bool().expect("whether");
+        (!usable).then(|| kvm["reason"].as_str().expect("why").to_owned())
+    };
+    let Some(why) = reason() else {
+        return;
+    };
+    // The second time it may be known, and is no other.
+    for _ in 0..2 {
+        let run = ["run", "--rm", "--accel", "kvm", "busybox", "true"];
+        root.vmm(run).finish().is_refused(125, &[&why]);
+        assert_eq!(reason().as_deref(), Some(&*why));
+    }
+    // Nothing of it keeps the others from it.
+    let run = ["run", "--rm", "--accel", "auto", "busybox", "true"];
+    root.vmm(run).finish().code(0).stderr("");
+    assert_eq!(reason().as_deref(), Some(&*why));
+}
+
+#[test]
 fn the_accelerator_is_found_by_itself() {
     let root = Root::new();
     for words in [&["run", "--rm"][..], &["run", "--rm", "--accel", "auto"]] {

@@ -259,7 +259,7 @@ impl Run {
         let accel = self.asked(environment);
         let isolation = self.isolation.or(config.isolation).unwrap_or_default();
         let installed = |entry| boot_files::has_kernel(&environment.paths, entry);
-        vm::decide(accel, isolation, kernel, installed).map_err(|error| {
+        vm::decide(environment.paths.run(), accel, isolation, kernel, installed).map_err(|error| {
             let configured = (self.accel.is_none() && config.accelerator.is_some())
                 || (self.isolation.is_none() && config.isolation.is_some());
             match configured {

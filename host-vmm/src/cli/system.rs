@@ -159,8 +159,14 @@ impl Info {
         // That of a run which asks for nothing.
         let config = &environment.config;
         let asked = config.accelerator.unwrap_or_default();
-        let entry = vm::decide(asked, config.isolation.unwrap_or_default(), None, installed)
-            .map_or(Entry::Pvh, Accelerator::entry);
+        let entry = vm::decide(
+            paths.run(),
+            asked,
+            config.isolation.unwrap_or_default(),
+            None,
+            installed,
+        )
+        .map_or(Entry::Pvh, Accelerator::entry);
         let kernel = paths.installed_kernel(boot_files::variant(entry));
         Ok(Self {
             version: VERSION,
@@ -178,7 +184,7 @@ impl Info {
             containers: containers.len(),
             images: images(environment).list()?.len(),
             host: Host::look(),
-            accelerators: vm::verdicts(installed),
+            accelerators: vm::verdicts(paths.run(), installed),
             sandbox: Wall::look(),
             artifacts: artifacts::list(paths),
         })

@@ -1,5 +1,7 @@
 //! Which accelerator runs a VM.
 
+use std::path::Path;
+
 use super::{
     Hypervisor,
     kernel::Entry,
@@ -94,11 +96,13 @@ impl Accelerator {
         }
     }
 
-    fn hypervisor(self) -> Result<Box<dyn Hypervisor>, String> {
+    /// What runs machines on it, where that works. The directory `run` keeps what takes long to find out.
+    fn hypervisor(self, run: &Path) -> Result<Box<dyn Hypervisor>, String> {
         match self {
-            // Nothing runs machines on it yet; what does comes in here, where access is granted.
+            // Nothing runs machines on it yet; what does comes in here, where KVM is usable.
             Self::Auto | Self::Kvm => {
-                Err(kvm::access().err().unwrap_or(NoKvm::NotBuilt).to_string())
+                let usable = kvm::usable(run);
+                Err(usable.err().unwrap_or(NoKvm::NotBuilt).to_string())
             }
             Self::Um => Ok(Box::new(Um)),
             Self::Tcg => Ok(Box::new(Qemu::from_path())),
@@ -107,11 +111,12 @@ impl Accelerator {
 }
 
 /// The accelerator that `asked` comes to on this host, for a kernel that is entered in a certain way, or for one of
-/// those that are `installed`.
+/// those that are `installed`. The directory `run` keeps until the next start of the host what takes long to find out.
 ///
 /// # Errors
 /// Why none does.
 pub fn decide(
+    run: &Path,
     asked: Accelerator,
     isolation: Isolation,
     kernel: Option<Entry>,
@@ -132,7 +137,7 @@ pub fn decide(
             _ => Ok(()),
         };
         let works = fits
-            .and_then(|()| accelerator.hypervisor())
+            .and_then(|()| accelerator.hypervisor(run))
             .and_then(|found| found.probe());
         match works {
             Ok(()) => return Ok(accelerator),
@@ -166,12 +171,12 @@ fn misfit(entry: Entry) -> String {
     }
 }
 
-/// What runs machines on an accelerator that [`decide`] gave.
+/// What runs machines on an accelerator that [`decide`] gave, with the same directory.
 ///
 /// # Errors
 /// It does not work any more.
-pub fn open(accelerator: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> {
-    let found = accelerator.hypervisor();
+pub fn open(run: &Path, accelerator: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> {
+    let found = accelerator.hypervisor(run);
     let works = found.and_then(|found| found.probe().map(|()| found));
     works.map_err(|reason| NoAccelerator {
         asked: accelerator.name(),
@@ -179,12 +184,13 @@ pub fn open(accelerator: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerat
     })
 }
 
-/// What is known of every accelerator, in the order of preference, where the kernels are `installed`.
+/// What is known of every accelerator, in the order of preference, where the kernels are `installed`; `run` is as for
+/// [`decide`].
 #[must_use]
-pub fn verdicts(installed: impl Fn(Entry) -> bool) -> Vec<Verdict> {
+pub fn verdicts(run: &Path, installed: impl Fn(Entry) -> bool) -> Vec<Verdict> {
     let verdict = |accelerator: Accelerator| {
         let found = match has_kernel(accelerator, &installed) {
-            true => accelerator.hypervisor(),
+            true => accelerator.hypervisor(run),
             false => Err(NOT_INSTALLED.to_owned()),
         };
         let (usable, reason) = match found.and_then(|found| found.describe()) {

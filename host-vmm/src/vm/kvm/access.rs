@@ -1,4 +1,5 @@
-//! Hardware virtualization, as far as it is there: whether this user may have `/dev/kvm`, and what to do if not.
+//! Hardware virtualization, as far as it is there: whether this user may have `/dev/kvm` and it is of use, and what to do if
+//! not.
 //!
 //! What runs machines on it is not built yet. Until it is, nobody is told how to get at a device that would gain them
 //! nothing: [`access`] says that first.
@@ -12,10 +13,13 @@ use std::{
 
 use rustix::io::Errno;
 
+use super::{probe::Refused, verdict::verdict};
+
 /// Whether there is something here that runs machines on KVM. What is said of the device follows it, everywhere.
 const BUILT: bool = false;
 
-const DEVICE: &str = "/dev/kvm";
+/// KVM itself.
+pub(super) const DEVICE: &str = "/dev/kvm";
 
 /// Why machines are not run on KVM.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +61,9 @@ pub enum NoKvm {
     /// Anything else.
     #[error("/dev/kvm cannot be opened: {0}")]
     Other(Errno),
+    /// It is of no use to Linux.
+    #[error(transparent)]
+    Unable(#[from] Refused),
 }
 
 impl NoKvm {
@@ -77,6 +84,22 @@ impl NoKvm {
 pub fn access() -> Result<(), NoKvm> {
     match BUILT {
         true => access_to(Path::new(DEVICE)),
+        false => Err(NoKvm::NotBuilt),
+    }
+}
+
+/// Looks whether machines run on this host's KVM, which takes some milliseconds unless the directory `run` knows it already.
+///
+/// # Errors
+/// [`NoKvm`].
+pub fn usable(run: &Path) -> Result<(), NoKvm> {
+    match access_to(Path::new(DEVICE)) {
+        Ok(()) => verdict(run)?,
+        Err(reason) if BUILT => return Err(reason),
+        Err(_) => {}
+    }
+    match BUILT {
+        true => Ok(()),
         false => Err(NoKvm::NotBuilt),
     }
 }

@@ -1,5 +1,7 @@
 //! Hardware virtualization: a thin VMM of our own on KVM.
 
 mod access;
+pub mod probe;
+mod verdict;
 
-pub use access::{NoKvm, access};
+pub use access::{NoKvm, access, usable};
