@@ -1,6 +1,8 @@
 //! `--memory` and `--cpus`.
 
-use end_to_end::{Root, accelerator};
+use std::{os::unix::fs::MetadataExt, path::PathBuf};
+
+use end_to_end::{DEADLINE, Input, Root, accelerator, wait_until};
 
 const MEMORY: &str = "grep MemTotal /proc/meminfo | tr -dc 0-9";
 
@@ -49,6 +51,30 @@ fn memory_that_is_not_used_is_not_taken() {
     assert!(largest < 1 << 20, "{largest} KiB of 4 GiB are resident");
     run.signal(end_to_end::Signal::TERM);
     run.finish().code(143);
+}
+
+#[test]
+fn what_is_deleted_in_a_container_is_no_longer_on_the_hosts_disk() {
+    let root = Root::new();
+    let script = "head -c 64m /dev/urandom >/file; sync; echo written; read; rm /file; sync; echo deleted; read";
+    let run = root.run(["-i", "busybox", "sh", "-c", script]);
+    let mut run = run.input(Input::Later).start();
+    run.expect("written\n");
+    let containers = std::fs::read_dir(root.state().join("containers")).expect("containers");
+    let layer = containers
+        .map(|entry| entry.expect("a container").path().join("rw.ext4"))
+        .find(|path: &PathBuf| path.is_file());
+    let layer = layer.expect("a writable layer");
+    let mib = || layer.metadata().expect("the layer").blocks() >> 11;
+    let (written, deleted) = (64, 16);
+    assert!(mib() >= written, "{} MiB", mib());
+    run.send("\n");
+    run.expect("deleted\n");
+    // The guest discards in the background.
+    let shrunk = wait_until(DEADLINE, || (mib() < deleted).then_some(()));
+    assert!(shrunk.is_some(), "{} MiB", mib());
+    run.send("\n");
+    run.finish().code(0);
 }
 
 #[test]

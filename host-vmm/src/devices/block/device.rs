@@ -4,7 +4,7 @@ use std::io;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 use super::{
@@ -26,14 +26,36 @@ const QUEUE_SIZES: [u16; 1] = [256];
 /// Pieces of data in one request: a chain has a header and a status beside them.
 const SEG_MAX: u32 = 254;
 
+/// Bytes of each of them. As many as [`SEG_MAX`] are less than [`MAX_DATA`], whatever a guest's administrator allows its
+/// disks.
+const SIZE_MAX: u32 = 128 << 10;
+
 /// Most data of one request in bytes. Drivers ask for a few MiB at most; more would hold up whoever wants this device
 /// to stop.
 const MAX_DATA: usize = 32 << 20;
+const _: () = assert!(SEG_MAX as usize * SIZE_MAX as usize <= MAX_DATA);
 
-/// Most sectors, and ranges, to discard or to fill with zeroes in one request. Where the host's file system can do it
-/// at all, how many does not matter.
-const MAX_RANGE: u32 = 1 << 22;
-const MAX_RANGES: u32 = 16;
+/// Most sectors, and ranges, to discard in one request. Where the host's file system can do it at all, how many does not
+/// matter.
+const DISCARD: Limits = Limits {
+    sectors: 1 << 22,
+    ranges: 16,
+};
+
+/// The same to fill with zeroes, which may have to be written like any other data.
+const WRITE_ZEROES: Limits = Limits {
+    sectors: 1 << 16,
+    ranges: 1,
+};
+const _: () = assert!(WRITE_ZEROES.sectors as u64 * SECTOR <= MAX_DATA as u64);
+
+/// What a request about ranges may name.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Of each range.
+    sectors: u32,
+    ranges: u32,
+}
 
 /// Requests handled before other events are looked at again.
 const BUDGET: usize = 32;
@@ -174,8 +196,10 @@ impl Block {
         chain: &Chain,
         given: usize,
     ) -> io::Result<()> {
+        let discards = operation == Operation::Discard;
+        let limits = if discards { DISCARD } else { WRITE_ZEROES };
         let count = given / RANGE_LEN;
-        if given == 0 || !given.is_multiple_of(RANGE_LEN) || count > MAX_RANGES as usize {
+        if given == 0 || !given.is_multiple_of(RANGE_LEN) || count > limits.ranges as usize {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         for index in 0..count {
@@ -185,12 +209,11 @@ impl Block {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let range = SectorRange::parse(&bytes);
-            let discards = operation == Operation::Discard;
             // A flag that is none, or one that discarding does not have (§5.2.6.2).
             if range.unknown_flags || (discards && range.unmap) {
                 return Err(io::ErrorKind::Unsupported.into());
             }
-            if range.len > u64::from(MAX_RANGE) * SECTOR {
+            if range.len > u64::from(limits.sectors) * SECTOR {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             match discards {
@@ -209,14 +232,15 @@ impl Block {
         let mut config = [0; 60];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &(self.disk.size() / SECTOR).to_le_bytes());
+        put(8, &SIZE_MAX.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(34, &1_u16.to_le_bytes());
-        put(36, &MAX_RANGE.to_le_bytes());
-        put(40, &MAX_RANGES.to_le_bytes());
+        put(36, &DISCARD.sectors.to_le_bytes());
+        put(40, &DISCARD.ranges.to_le_bytes());
         // Discarding less than a page frees nothing.
         put(44, &8_u32.to_le_bytes());
-        put(48, &MAX_RANGE.to_le_bytes());
-        put(52, &MAX_RANGES.to_le_bytes());
+        put(48, &WRITE_ZEROES.sectors.to_le_bytes());
+        put(52, &WRITE_ZEROES.ranges.to_le_bytes());
         put(56, &[1]);
         config
     }
@@ -242,7 +266,7 @@ impl VirtioDevice for Block {
             true => 1 << VIRTIO_BLK_F_RO,
             false => writable,
         };
-        1 << VIRTIO_BLK_F_SEG_MAX | kind
+        1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | kind
     }
 
     fn queue_sizes(&self) -> &'static [u16] {

@@ -3,7 +3,7 @@
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 use rustix::{
-    fs::{FallocateFlags, fallocate, fdatasync},
+    fs::{FallocateFlags, fallocate, fdatasync, fstat},
     io::Errno,
 };
 
@@ -19,7 +19,8 @@ pub const SECTOR: u64 = 512;
 #[derive(Debug)]
 pub struct Disk {
     file: File,
-    /// In bytes, whole sectors. The file may become shorter under us: that is an error of the requests it concerns.
+    /// In bytes, whole sectors. The file may become shorter under us: then what is gone cannot be read, and nothing is
+    /// written any more, as that would make the file long again with zeroes where there was something else.
     size: u64,
     read_only: bool,
     ephemeral: bool,
@@ -71,7 +72,7 @@ impl Disk {
     /// Writes `len` bytes of `ranges`, after their first `skip`, from `offset` on.
     ///
     /// # Errors
-    /// `InvalidInput` for what is not on the disk; those of `pwritev(2)`.
+    /// `InvalidInput` for what is not on the disk, `UnexpectedEof` if the file has become shorter; those of `pwritev(2)`.
     pub fn write(
         &self,
         memory: &GuestMemory,
@@ -107,7 +108,7 @@ impl Disk {
     /// Gives the host back the space of a range, which reads as zeroes then.
     ///
     /// # Errors
-    /// `InvalidInput` for what is not on the disk. A host that cannot do it keeps the space and the content.
+    /// As of [`Disk::write`]. A host that cannot do it keeps the space and the content.
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_writable(offset, len)?;
         match self.punch(offset, len) {
@@ -119,7 +120,7 @@ impl Disk {
     /// Fills a range with zeroes; with `unmap` its space may be given back.
     ///
     /// # Errors
-    /// `InvalidInput` for what is not on the disk; those of the file system.
+    /// As of [`Disk::write`].
     pub fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         self.check_writable(offset, len)?;
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
@@ -155,7 +156,11 @@ impl Disk {
         if self.read_only {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
-        self.check(offset, len)
+        self.check(offset, len)?;
+        match fstat(&self.file)?.st_size.unsigned_abs() < self.size {
+            true => Err(io::ErrorKind::UnexpectedEof.into()),
+            false => Ok(()),
+        }
     }
 
     /// Whole sectors, at least one, within the disk.

@@ -250,8 +250,52 @@ fn ranges_that_cannot_be_are_refused() {
     }
     assert_eq!(driver.clear(DISCARD, &[(0, 8, 1)]), UNSUPPORTED);
     assert_eq!(driver.clear(ZEROES, &[(0, 8, 2)]), UNSUPPORTED);
-    assert_eq!(driver.clear(ZEROES, &[(0, 8, 0); 17]), ERROR);
+    assert_eq!(driver.clear(DISCARD, &[(0, 8, 0); 16]), OK);
+    assert_eq!(driver.clear(DISCARD, &[(0, 8, 0); 17]), ERROR);
+    assert_eq!(driver.clear(ZEROES, &[(0, 8, 0); 2]), ERROR);
     assert_eq!(driver.ask(ZEROES, 0, &[(DATA, 15, false)]).0, ERROR);
+}
+
+/// What a driver finds in the configuration space is what requests are held to.
+#[test]
+fn limits_are_those_that_are_offered() {
+    let mut driver = Driver::new(64 << 20);
+    let number = |driver: &Driver, at| {
+        let mut bytes = [0; 4];
+        driver.device.read_config(at, &mut bytes);
+        u32::from_le_bytes(bytes)
+    };
+    let [most, ranges] = [36, 40].map(|at| number(&driver, at));
+    assert!(u64::from(most) * 512 > 64 << 20 && ranges > 1);
+    let [most, ranges] = [48, 52].map(|at| number(&driver, at));
+    assert_eq!(driver.clear(ZEROES, &[(0, most, 1)]), OK);
+    assert_eq!(driver.clear(ZEROES, &[(0, most + 1, 1)]), ERROR);
+    assert_eq!(ranges, 1);
+    // As many of the longest pieces as there may be are no more than a request may have.
+    let [longest, pieces] = [8, 12].map(|at| number(&driver, at));
+    assert_eq!(u64::from(longest) * u64::from(pieces), 254 * (128 << 10));
+}
+
+#[test]
+fn a_file_that_has_become_shorter_is_read_as_far_as_it_goes_and_not_written() {
+    let mut driver = Driver::new(1 << 20);
+    driver.file.write_all_at(&pattern(1 << 20), 0).unwrap();
+    driver.file.set_len(512 << 10).unwrap();
+    let data = [(DATA, 4096, true)];
+    assert_eq!(driver.ask(IN, 0, &data).0, OK);
+    assert_eq!(driver.ask(IN, 1020, &data).0, ERROR);
+    assert_eq!(driver.ask(IN, 2040, &data).0, ERROR);
+    let data = [(DATA, 4096, false)];
+    for sector in [0, 1020, 2040] {
+        assert_eq!(driver.ask(OUT, sector, &data).0, ERROR);
+        for kind in [DISCARD, ZEROES] {
+            assert_eq!(driver.clear(kind, &[(sector, 8, 0)]), ERROR);
+        }
+    }
+    assert_eq!(driver.file.metadata().unwrap().len(), 512 << 10);
+    // It may be there again, as after a copy.
+    driver.file.set_len(1 << 20).unwrap();
+    assert_eq!(driver.ask(OUT, 2040, &data).0, OK);
 }
 
 #[test]
