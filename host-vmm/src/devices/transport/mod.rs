@@ -1,5 +1,6 @@
 //! How a device model meets its driver.
 
+pub mod mmio;
 pub mod vhost_user;
 
 use virtio_bindings::{
