@@ -47,6 +47,22 @@ pub struct Program {
 /// # Errors
 /// The table cannot be a filter.
 pub fn compile(table: &[Allowed]) -> Result<Program, seccompiler::Error> {
+    Ok(Program::new(compile_with(table, FORBIDDEN)?))
+}
+
+/// Compiles a table for one that is entered with [`enter_plain`] on top of another. What is not in it is not done, and
+/// raises `SIGSYS` in the thread that asks for it.
+///
+/// # Errors
+/// The table cannot be a filter.
+pub fn compile_trapping(table: &[Allowed]) -> Result<BpfProgram, seccompiler::Error> {
+    compile_with(table, SeccompAction::Trap)
+}
+
+fn compile_with(
+    table: &[Allowed],
+    forbidden: SeccompAction,
+) -> Result<BpfProgram, seccompiler::Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for allowed in table {
         let list = rules.entry(allowed.call).or_default();
@@ -67,11 +83,11 @@ pub fn compile(table: &[Allowed]) -> Result<Program, seccompiler::Error> {
     }
     let filter = SeccompFilter::new(
         rules,
-        FORBIDDEN,
+        forbidden,
         SeccompAction::Allow,
         seccompiler::TargetArch::x86_64,
     )?;
-    Ok(Program::new(filter.try_into()?))
+    Ok(filter.try_into()?)
 }
 
 /// Forbids `calls` and nothing else.

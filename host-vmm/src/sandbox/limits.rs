@@ -7,12 +7,6 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 /// Most descriptors.
 const FILES: u64 = 1024;
 
-/// Most private memory of each process in bytes: twenty times what a kernel has. Guest memory is shared, and no part of it.
-const DATA: u64 = 64 << 20;
-
-/// Longest file in bytes, which would be one in memory: as much as the program that runs guest code, several times.
-const FILE: u64 = 16 << 20;
-
 /// Which part of all the process ids of the host one machine may have.
 const SHARE: u64 = 4;
 
@@ -25,17 +19,28 @@ pub type Limit = (Resource, u64);
 /// How many there are of them.
 pub const COUNT: usize = 7;
 
-/// The limits of a process that may have so many `processes`, and never so many that the host has none left for others.
-pub fn of(processes: u64) -> [Limit; COUNT] {
+/// What a process needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Processes and threads at a time.
+    pub processes: u64,
+    /// Private memory of each process in bytes.
+    pub private: u64,
+    /// The longest file that it may write, in bytes, be that in memory.
+    pub file: u64,
+}
+
+/// The limits of a process that needs so much, and never so many processes that the host has none left for others.
+pub fn of(needs: Needs) -> [Limit; COUNT] {
     [
         // A core would hold the guest's memory, in a place that nobody expects it in.
         (Resource::Core, 0),
         (Resource::Nofile, FILES),
-        (Resource::Nproc, processes.min(share_of_ids())),
+        (Resource::Nproc, needs.processes.min(share_of_ids())),
         (Resource::Msgqueue, 0),
         (Resource::Memlock, 0),
-        (Resource::Data, DATA),
-        (Resource::Fsize, FILE),
+        (Resource::Data, needs.private),
+        (Resource::Fsize, needs.file),
     ]
 }
 

@@ -49,6 +49,8 @@ use rustix::{
 pub use forbidden::Forbidden;
 pub use guard::Guard;
 pub use layers::{Layer, Missing};
+pub use limits::Needs;
+pub use names::name as call_name;
 use namespaces::Namespaces;
 
 /// What has to be there for anything to run.
@@ -86,8 +88,8 @@ pub struct Plan<'a> {
     pub output: BorrowedFd<'a>,
     /// The system calls that it may make.
     pub filter: filter::Program,
-    /// Most processes and threads that it may have at a time.
-    pub processes: u64,
+    /// What it may use up.
+    pub needs: Needs,
     /// What it has to be confined by.
     pub sandbox: Sandbox,
 }
@@ -152,7 +154,7 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Confined, SandboxError> {
         inherited: &inherited,
         output: Some(plan.output),
         filter: &plan.filter,
-        processes: plan.processes,
+        needs: plan.needs,
         sandbox: plan.sandbox,
     };
     attempt.start()
@@ -170,7 +172,7 @@ pub fn probe() -> Result<Vec<Missing>, SandboxError> {
         inherited: &[],
         output: None,
         filter: &filter,
-        processes: u64::MAX,
+        needs: NOTHING,
         sandbox: Sandbox::Weak,
     };
     let Confined {
@@ -184,6 +186,13 @@ pub fn probe() -> Result<Vec<Missing>, SandboxError> {
     Ok(missing)
 }
 
+/// What a process needs that executes nothing.
+const NOTHING: Needs = Needs {
+    processes: u64::MAX,
+    private: u64::MAX,
+    file: 0,
+};
+
 /// A process that is to be confined.
 struct Attempt<'a> {
     program: Option<BorrowedFd<'a>>,
@@ -191,7 +200,7 @@ struct Attempt<'a> {
     inherited: &'a [RawFd],
     output: Option<BorrowedFd<'a>>,
     filter: &'a filter::Program,
-    processes: u64,
+    needs: Needs,
     sandbox: Sandbox,
 }
 
@@ -222,7 +231,7 @@ impl Attempt<'_> {
             landlock: landlock.as_ref().ok().map(AsRawFd::as_raw_fd),
             filter: self.filter,
             session: &session,
-            limits: limits::of(self.processes),
+            limits: limits::of(self.needs),
             sandbox: self.sandbox,
             is_root: rustix::process::geteuid().is_root(),
             report: report.as_raw_fd(),

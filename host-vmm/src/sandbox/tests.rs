@@ -46,7 +46,11 @@ fn run(script: &str, filter: filter::Program) -> Option<(WaitStatus, String, Con
         inherited: Vec::new(),
         output: output.as_fd(),
         filter,
-        processes: 50,
+        needs: Needs {
+            processes: 50,
+            private: 64 << 20,
+            file: 16 << 20,
+        },
         sandbox: Sandbox::Minimum,
     };
     let confined = spawn(&plan).unwrap();

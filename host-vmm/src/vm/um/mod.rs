@@ -34,7 +34,7 @@ use crate::{
         vsock::Vsock,
     },
     report::Report,
-    sandbox::{self, Forbidden, Plan, Sandbox},
+    sandbox::{self, Forbidden, Needs, Plan, Sandbox},
 };
 
 /// Only warnings and a panic are printed.
@@ -53,8 +53,14 @@ const CMDLINE_IDLE: &str = "sysctl.vm.compaction_proactiveness=0 \
 /// Processes that run guest code need not have a filter of their own where the host gives them none.
 const CMDLINE_WEAK: &str = "unfiltered_stubs";
 
-/// Most processes and threads of a machine.
-const PROCESSES: u64 = 32_768;
+/// What a kernel may use up.
+const NEEDS: Needs = Needs {
+    processes: 32_768,
+    // Twenty times what it has. Guest memory is shared, and no part of it.
+    private: 64 << 20,
+    // As much as the program that runs guest code, several times.
+    file: 16 << 20,
+};
 
 /// Exit statuses by which the kernel tells how it ended; 0 is a power-off.
 const RESTARTED: i32 = 2;
@@ -144,7 +150,7 @@ impl Hypervisor for Um {
                 doing: "compile the filter of system calls".to_owned(),
                 source: io::Error::other(error),
             })?,
-            processes: PROCESSES,
+            needs: NEEDS,
             sandbox: config.sandbox,
         };
         let placed = Placed::here().map_err(step("choose a CPU"))?;
