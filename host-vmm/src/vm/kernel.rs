@@ -15,6 +15,28 @@ pub enum Entry {
     Program,
 }
 
+/// A kernel for a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Physical address of its PVH entry point.
+    pub entry: u64,
+    /// What of the file is to be in memory.
+    pub segments: Vec<Segment>,
+}
+
+/// A piece of a kernel's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it is in the file, in bytes.
+    pub offset: u64,
+    /// How much of the file it is, in bytes. It lies within the file.
+    pub file_len: u64,
+    /// Physical address.
+    pub address: u64,
+    /// Bytes of memory: what is beyond the file's are zeroes.
+    pub memory_len: u64,
+}
+
 /// Why a file is not a kernel for us.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -81,7 +103,36 @@ pub fn check(path: &Path) -> Result<Entry, KernelError> {
     check_image(&file, size)
 }
 
+/// Takes a machine's kernel apart, of a file that is as long as it is now.
+///
+/// # Errors
+/// [`KernelError`].
+pub fn image(file: &File) -> Result<Image, KernelError> {
+    let size = file.metadata().map_err(KernelError::Read)?.len();
+    parse(file, size)?.image.ok_or(KernelError::NoPvh)
+}
+
 fn check_image(file: &File, size: u64) -> Result<Entry, KernelError> {
+    let parsed = parse(file, size)?;
+    match parsed.salt {
+        _ if parsed.image.is_some() => Ok(Entry::Pvh),
+        Some(salt) if parsed.program && salt == PROGRAM_SALT => Ok(Entry::Program),
+        Some(_) if parsed.program => Err(KernelError::ForeignProgram),
+        _ => Err(KernelError::NoPvh),
+    }
+}
+
+/// What a file's headers say.
+struct Parsed {
+    /// If it has a PVH entry point.
+    image: Option<Image>,
+    /// By which its configuration names its build.
+    salt: Option<Vec<u8>>,
+    /// It looks like a program that needs no other file.
+    program: bool,
+}
+
+fn parse(file: &File, size: u64) -> Result<Parsed, KernelError> {
     let mut start = vec![0; 0x206.min(usize::try_from(size).unwrap_or(usize::MAX))];
     read(file, 0, &mut start)?;
     if !start.starts_with(b"\x7fELF") {
@@ -103,7 +154,8 @@ fn check_image(file: &File, size: u64) -> Result<Entry, KernelError> {
     if each != PROGRAM_HEADER as u64 || count > MAX_SEGMENTS {
         return Err(KernelError::NotElf);
     }
-    let (mut pvh, mut salt) = (false, None);
+    let (mut pvh, mut salt) = (None, None);
+    let mut segments = Vec::new();
     // What a program that needs no other file looks like.
     let mut program = (1..PROGRAM_END).contains(&u64_at(header, 24));
     for index in 0..count {
@@ -125,18 +177,32 @@ fn check_image(file: &File, size: u64) -> Result<Entry, KernelError> {
         if at.checked_add(len).is_none_or(|end| end > size) {
             return Err(KernelError::Truncated);
         }
-        if kind == TYPE_NOTE {
+        if kind == TYPE_LOAD {
+            segments.push(Segment {
+                offset: at,
+                file_len: len,
+                address: u64_at(&segment, 24),
+                memory_len: u64_at(&segment, 40),
+            });
+        } else {
             let mut notes = vec![0; usize::try_from(len.min(MAX_NOTES)).unwrap_or(0)];
             read(file, at, &mut notes)?;
-            pvh |= note(&notes, b"Xen\0", NOTE_PVH).is_some();
+            pvh = pvh.or_else(|| note(&notes, b"Xen\0", NOTE_PVH).and_then(address));
             salt = salt.or_else(|| note(&notes, b"Linux\0", NOTE_BUILD_SALT).map(<[u8]>::to_vec));
         }
     }
-    match salt {
-        _ if pvh => Ok(Entry::Pvh),
-        Some(salt) if program && salt == PROGRAM_SALT => Ok(Entry::Program),
-        Some(_) if program => Err(KernelError::ForeignProgram),
-        _ => Err(KernelError::NoPvh),
+    Ok(Parsed {
+        image: pvh.map(|entry| Image { entry, segments }),
+        salt,
+        program,
+    })
+}
+
+/// What a note of 4 or 8 bytes says.
+fn address(content: &[u8]) -> Option<u64> {
+    match *content {
+        [a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d]).into()),
+        _ => Some(u64::from_le_bytes(content.try_into().ok()?)),
     }
 }
 
@@ -205,6 +271,7 @@ mod tests {
             put(at + 8, &offset.to_le_bytes());
             put(at + 32, &len.to_le_bytes());
         }
+        put(0x124, &0x100_0000_u32.to_le_bytes());
         for (at, name, content, kind) in [(0x100, 4_u32, 1_u32, 3_u32), (0x114, 4, 4, note)] {
             put(at, &name.to_le_bytes());
             put(at + 4, &content.to_le_bytes());
@@ -227,6 +294,26 @@ mod tests {
         let mut arm = kernel(NOTE_PVH);
         arm[18] = 183;
         assert!(matches!(verdict(&arm), Err(KernelError::Architecture)));
+    }
+
+    #[test]
+    fn a_machines_kernel_says_what_goes_where() {
+        let mut image = kernel(NOTE_PVH);
+        image[64 + 24..64 + 32].copy_from_slice(&0x20_0000_u64.to_le_bytes());
+        image[64 + 40..64 + 48].copy_from_slice(&0x1000_u64.to_le_bytes());
+        let file: File = memfd_create("kernel", MemfdFlags::CLOEXEC).unwrap().into();
+        file.write_all_at(&image, 0).unwrap();
+        let segment = Segment {
+            offset: 0x200,
+            file_len: 0x200,
+            address: 0x20_0000,
+            memory_len: 0x1000,
+        };
+        let expected = Image {
+            entry: 0x100_0000,
+            segments: vec![segment],
+        };
+        assert_eq!(super::image(&file).unwrap(), expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{
     Hypervisor,
     kernel::Entry,
-    kvm::{self, NoKvm},
+    kvm::{self, Kvm},
     qemu::Qemu,
     um::Um,
 };
@@ -99,11 +99,10 @@ impl Accelerator {
     /// What runs machines on it, where that works. The directory `run` keeps what takes long to find out.
     fn hypervisor(self, run: &Path) -> Result<Box<dyn Hypervisor>, String> {
         match self {
-            // Nothing runs machines on it yet; what does comes in here, where KVM is usable.
-            Self::Auto | Self::Kvm => {
-                let usable = kvm::usable(run);
-                Err(usable.err().unwrap_or(NoKvm::NotBuilt).to_string())
-            }
+            Self::Auto | Self::Kvm => match kvm::usable(run) {
+                Ok(()) => Ok(Box::new(Kvm)),
+                Err(reason) => Err(reason.to_string()),
+            },
             Self::Um => Ok(Box::new(Um)),
             Self::Tcg => Ok(Box::new(Qemu::from_path())),
         }

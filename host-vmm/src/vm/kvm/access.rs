@@ -1,8 +1,5 @@
 //! Hardware virtualization, as far as it is there: whether this user may have `/dev/kvm` and it is of use, and what to do if
 //! not.
-//!
-//! What runs machines on it is not built yet. Until it is, nobody is told how to get at a device that would gain them
-//! nothing: [`access`] says that first.
 
 use std::{
     fs::{self, File, Metadata},
@@ -15,18 +12,12 @@ use rustix::io::Errno;
 
 use super::{probe::Refused, verdict::verdict};
 
-/// Whether there is something here that runs machines on KVM. What is said of the device follows it, everywhere.
-const BUILT: bool = false;
-
 /// KVM itself.
 pub(super) const DEVICE: &str = "/dev/kvm";
 
 /// Why machines are not run on KVM.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoKvm {
-    /// This program cannot.
-    #[error("not built into this version")]
-    NotBuilt,
     /// The host has none.
     #[error(
         "there is no /dev/kvm; switch virtualization on in the firmware, or have the hypervisor below allow nesting, and load \
@@ -82,10 +73,7 @@ impl NoKvm {
 /// # Errors
 /// [`NoKvm`].
 pub fn access() -> Result<(), NoKvm> {
-    match BUILT {
-        true => access_to(Path::new(DEVICE)),
-        false => Err(NoKvm::NotBuilt),
-    }
+    access_to(Path::new(DEVICE))
 }
 
 /// Looks whether machines run on this host's KVM, which takes some milliseconds unless the directory `run` knows it already.
@@ -93,15 +81,8 @@ pub fn access() -> Result<(), NoKvm> {
 /// # Errors
 /// [`NoKvm`].
 pub fn usable(run: &Path) -> Result<(), NoKvm> {
-    match access_to(Path::new(DEVICE)) {
-        Ok(()) => verdict(run)?,
-        Err(reason) if BUILT => return Err(reason),
-        Err(_) => {}
-    }
-    match BUILT {
-        true => Ok(()),
-        false => Err(NoKvm::NotBuilt),
-    }
+    access()?;
+    Ok(verdict(run)?)
 }
 
 fn access_to(device: &Path) -> Result<(), NoKvm> {
@@ -222,11 +203,5 @@ mod tests {
         assert_eq!(missing, NoKvm::Missing);
         assert!(!missing.can_be_granted());
         assert_eq!(access_to(Path::new("/dev/null")), Ok(()));
-        assert!(!NoKvm::NotBuilt.can_be_granted());
-    }
-
-    #[test]
-    fn nobody_is_sent_after_what_would_gain_them_nothing() {
-        assert!(BUILT || access() == Err(NoKvm::NotBuilt));
     }
 }

@@ -169,7 +169,10 @@ impl Attempt {
             Err(RecvTimeoutError::Timeout) => {
                 self.stop.store(true, Ordering::SeqCst);
                 // If it is not in KVM_RUN yet it will find the signal there. It fails only for a thread that has ended.
-                let _ = pthread_kill(self.thread.as_pthread_t(), Signal::SIGUSR1);
+                let _ = pthread_kill(
+                    self.thread.as_pthread_t() as libc::pthread_t,
+                    Signal::SIGUSR1,
+                );
                 self.ended.recv_timeout(GRACE)
             }
             ended => ended,
