@@ -41,7 +41,8 @@ ORIGINS := out/build/origins
 STATIC := target/static/x86_64-unknown-linux-musl/release
 PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/vsock-probe \
 	out/test/guest-tools/hostile-init out/test/guest-tools/scatter \
-	out/test/guest-tools/escape out/test/guest-tools/evil-kernel
+	out/test/guest-tools/escape out/test/guest-tools/evil-kernel \
+	out/test/guest-tools/kvm-host-init
 
 BENCHMARKS := out/bench/benchmarks out/bench/observer out/bench/vsock-peer out/bench/calls
 # What `make bench` measures, everything if it is empty; `make bench BENCH=--help` lists it.
@@ -52,7 +53,7 @@ PROFILE ?=
 # Which kernel `make kernel` builds: one of kernel-config/variants/.
 VARIANT ?= default
 
-.PHONY: help setup setup-tests build image kernel run test test-work soak fuzz walls bench kernel-profile reproduce lint install clean FORCE
+.PHONY: help setup setup-tests build image kernel run test test-kvm test-kvm-all test-work soak fuzz walls bench kernel-profile reproduce lint install clean FORCE
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -82,6 +83,15 @@ run: build image ## Everything up to a container that says hello
 
 test: setup-tests build image out/test/default-second out/test/um-second out/test/vmm ## Everything up to tests of all parts, alone and together
 	@scripts/test
+
+# What the emulated host needs beside what its tests do.
+test-kvm test-kvm-all: setup-tests build image out/test/default-second out/test/vmm out/kernels/kvm-host/vmlinux
+
+test-kvm: ## The core of the tests with machines, under KVM on an emulated host
+	@scripts/test-kvm core
+
+test-kvm-all: ## All of them, which takes an hour
+	@scripts/test-kvm all
 
 test-work: build image ## Programs that people run, in an image of Debian's packages, compared with the host; makes the image once
 	@scripts/work-image out/bin/vmm out/test/work

@@ -51,3 +51,28 @@ static_rustc() {
         printf '%s\n' "$DEBIAN_RUSTC"
     fi
 }
+
+# What the tests that passed have printed is in the log alone: a filter of a test runner's output.
+without_output() {
+    sed --unbuffered -E '/^successes:$/,/^(test result: |failures:$)/ { /^(test result: |failures:$)/ ! d }'
+}
+
+# What the log $1 of test runners says of all of them.
+summary() {
+    awk '
+        /^Under / { under = " under " $2 }
+        /^test .* \.\.\. ok$/ { well++ }
+        /^test .* \.\.\. FAILED$/ { badly++; failures = failures "  failed" under ": " $2 "\n" }
+        /^test result: / { programs++; passed += $4; failed += $6; ignored += $8; well = badly = 0 }
+        # A program that has no result, and counts as failed itself.
+        /^cut off: / {
+            programs++; passed += well; failed += badly + 1; well = badly = 0
+            failures = failures "  " $0 "\n"
+        }
+        /^skipped/ && !seen[$0 under]++ { skips = skips "  " $0 under "\n"; skipped++ }
+        END {
+            printf "\n%s%s", failures, skips
+            printf "%d passed, %d failed, %d ignored, %d skipped, in %d test programs\n",
+                passed, failed, ignored, skipped, programs
+        }' "$1"
+}
