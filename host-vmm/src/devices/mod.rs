@@ -6,9 +6,11 @@
 
 use std::io;
 
+pub mod balloon;
 pub mod block;
 pub mod event_loop;
 pub mod guest_io;
+pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;

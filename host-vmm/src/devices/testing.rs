@@ -10,7 +10,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::virtqueue::{Interrupt, Virtqueue};
-use crate::vm::memory::GuestMemory;
+use crate::vm::memory::{GuestMemory, Placement, SharedMemory};
 
 /// Flags of a descriptor (virtio 1.2 §2.7.5).
 pub const NEXT: u16 = 1;
@@ -24,6 +24,17 @@ pub struct Descriptor {
     pub len: u32,
     pub flags: u16,
     pub next: u16,
+}
+
+/// Memory of a guest, from 0 on.
+pub fn memory(len: u64) -> Arc<GuestMemory> {
+    let shared = SharedMemory::create(len).unwrap();
+    let whole = Placement {
+        guest: 0,
+        offset: 0,
+        len,
+    };
+    Arc::new(shared.map(&[whole]).unwrap())
 }
 
 /// The driver's side of a virtqueue: descriptors from 0 up, used round and round.
@@ -174,10 +185,13 @@ impl DriverQueue {
 
     /// With `EVENT_IDX`: asks for an interrupt at the next chain that is given back.
     pub fn want_interrupt(&self, memory: &GuestMemory) {
+        self.want_interrupt_at(memory, self.next_used);
+    }
+
+    /// The same at the one with this index in the used ring.
+    pub fn want_interrupt_at(&self, memory: &GuestMemory, index: u16) {
         let at = self.base + 4096 + 4 + 2 * u64::from(self.size);
-        memory
-            .write_obj(self.next_used.to_le(), GuestAddress(at))
-            .unwrap();
+        memory.write_obj(index.to_le(), GuestAddress(at)).unwrap();
     }
 
     /// Interrupts so far.

@@ -3,8 +3,9 @@
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
+use super::Progress;
 use crate::vm::memory::GuestMemory;
 
 /// A running queue: the rings, the memory they lie in, and the way to interrupt the driver.
@@ -12,6 +13,8 @@ pub struct Virtqueue {
     ring: Queue,
     memory: Arc<GuestMemory>,
     interrupt: Box<dyn Interrupt>,
+    /// Where the used ring was before chains were given back together, since the driver was told the last time.
+    together_since: Option<u16>,
 }
 
 /// Tells the driver that buffers were used.
@@ -92,6 +95,7 @@ impl Virtqueue {
             ring,
             memory,
             interrupt,
+            together_since: None,
         })
     }
 
@@ -175,6 +179,86 @@ impl Virtqueue {
         Ok(self.ring.add_used(&*self.memory, head, written)?)
     }
 
+    /// Gives chains back, each with the bytes written in it, so that the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// There is no such descriptor, or the rings cannot be reached.
+    pub fn push_together(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((&(last, written), rest)) = chains.split_last() else {
+            return Ok(());
+        };
+        let before = self.ring.next_used();
+        let mut at = before;
+        for &(head, written) in rest {
+            if head >= self.ring.size() {
+                return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+            }
+            self.write_used(at, head, written)?;
+            at = at.wrapping_add(1);
+        }
+        self.ring.set_next_used(at);
+        // This makes its index known, and with it all before.
+        self.push(last, written)?;
+        if !rest.is_empty() {
+            self.together_since.get_or_insert(before);
+        }
+        Ok(())
+    }
+
+    /// Writes an element of the used ring (§2.7.8): the head as 32 bits, and the bytes.
+    fn write_used(&self, index: u16, head: u16, written: u32) -> Result<(), QueueError> {
+        let slot = u64::from(index % self.ring.size());
+        let address = self.ring.used_ring().saturating_add(4 + 8 * slot);
+        let element = u64::from(written) << 32 | u64::from(head);
+        self.memory
+            .write_obj(element.to_le(), GuestAddress(address))
+            .map_err(|error| virtio_queue::Error::GuestMemory(error).into())
+    }
+
+    /// Hands up to `budget` available chains to `answer`, gives each back with the bytes that were written, and tells the
+    /// driver at the end. [`Progress::Idle`] says that the driver kicks when there are more.
+    ///
+    /// # Errors
+    /// Rings or a chain are malformed, or `answer` says so.
+    pub fn serve<E: From<QueueError>>(
+        &mut self,
+        chain: &mut Chain,
+        budget: usize,
+        mut answer: impl FnMut(&GuestMemory, &Chain) -> Result<u32, E>,
+    ) -> Result<Progress, E> {
+        let mut used = 0;
+        let result = loop {
+            if used == budget {
+                break Ok(Progress::More);
+            }
+            match self.serve_one(chain, &mut answer) {
+                Ok(Some(())) => used += 1,
+                Ok(None) => break Ok(Progress::Idle),
+                Err(error) => break Err(error),
+            }
+        };
+        if used > 0 {
+            self.notify()?;
+        }
+        result
+    }
+
+    /// `None` if there is no chain, and a kick will come with the next.
+    fn serve_one<E: From<QueueError>>(
+        &mut self,
+        chain: &mut Chain,
+        answer: &mut impl FnMut(&GuestMemory, &Chain) -> Result<u32, E>,
+    ) -> Result<Option<()>, E> {
+        while !self.pop(chain)? {
+            if !self.enable_kicks()? {
+                return Ok(None);
+            }
+        }
+        let written = answer(&self.memory, chain)?;
+        self.push(chain.head, written)?;
+        Ok(Some(()))
+    }
+
     /// Asks the driver to kick at the next buffer. `true` if there is one already.
     ///
     /// # Errors
@@ -196,10 +280,27 @@ impl Virtqueue {
     /// # Errors
     /// The rings cannot be reached.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        if self.ring.needs_notification(&*self.memory)? {
+        let wanted = self.ring.needs_notification(&*self.memory)?;
+        // The ring has counted one of each that were given back together.
+        let wanted = match self.together_since.take() {
+            Some(since) if !wanted => contains(since, self.ring.next_used(), self.used_event()?),
+            _ => wanted,
+        };
+        if wanted {
             self.interrupt.raise();
         }
         Ok(())
+    }
+
+    /// The index in the used ring at which the driver wants to be told (§2.7.7).
+    fn used_event(&self) -> Result<u16, QueueError> {
+        let after = 4 + 2 * u64::from(self.ring.size());
+        let address = self.ring.avail_ring().saturating_add(after);
+        let event: u16 = self
+            .memory
+            .read_obj(GuestAddress(address))
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u16::from_le(event))
     }
 }
 
@@ -220,10 +321,116 @@ impl Interrupt for EventInterrupt {
     }
 }
 
+/// Whether `index` is among those from `start` on and before `end`, of indices that begin again after the last.
+fn contains(start: u16, end: u16, index: u16) -> bool {
+    index.wrapping_sub(start) < end.wrapping_sub(start)
+}
+
 /// Sum of the lengths of `ranges` in bytes. The rings forbid more than 4 GiB.
 #[must_use]
 pub fn total(ranges: &[Range]) -> usize {
     ranges
         .iter()
         .fold(0_usize, |sum, range| sum.saturating_add(range.len as usize))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{DriverQueue, memory};
+
+    const DATA: u64 = 0x8000;
+
+    /// Every index, from every kind of start, against a walk from one end to the other.
+    #[test]
+    fn an_index_is_between_two_others_if_one_comes_past_it() {
+        for start in [0, 1, 255, 256, 0x7fff, 0x8000, 0xff00, u16::MAX] {
+            for count in [0, 1, 2, 255, 256, 0x7fff, 0x8000, 0xfffe, u16::MAX] {
+                let mut passed = vec![false; 1 << 16];
+                let mut at = start;
+                for _ in 0..count {
+                    passed[usize::from(at)] = true;
+                    at = at.wrapping_add(1);
+                }
+                for index in 0..=u16::MAX {
+                    let is_in = contains(start, at, index);
+                    assert_eq!(is_in, passed[usize::from(index)], "{start} {count} {index}");
+                }
+            }
+        }
+    }
+
+    /// Chains given back together are all there when the first is, at every place of the rings, and round their end.
+    #[test]
+    fn chains_that_go_together_come_in_order_and_at_once() {
+        for count in 1..=8_u16 {
+            let memory = memory(1 << 16);
+            let mut driver = DriverQueue::new(0, 8);
+            let mut queue = driver.device_side(&memory, true);
+            let mut chain = Chain::default();
+            for round in 0..40_u32 {
+                driver.want_interrupt(&memory);
+                let before = driver.interrupted();
+                let mut given = Vec::new();
+                for index in 0..count {
+                    driver.add(&memory, &[(DATA, 64, true)]);
+                    assert!(queue.pop(&mut chain).unwrap());
+                    given.push((chain.head, round + u32::from(index)));
+                }
+                assert_eq!(driver.used(&memory), None);
+                queue.push_together(&given).unwrap();
+                queue.notify().unwrap();
+                assert_eq!(driver.interrupted(), before + 1, "{count} {round}");
+                for expected in given {
+                    assert_eq!(driver.used(&memory), Some(expected));
+                }
+                assert_eq!(driver.used(&memory), None);
+                // Nothing new is nothing to tell.
+                queue.notify().unwrap();
+                assert_eq!(driver.interrupted(), before + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_driver_that_waits_for_a_later_chain_is_told_at_that() {
+        for wanted in 0..6_u16 {
+            let memory = memory(1 << 16);
+            let mut driver = DriverQueue::new(0, 8);
+            let mut queue = driver.device_side(&memory, true);
+            let mut chain = Chain::default();
+            driver.want_interrupt_at(&memory, wanted);
+            let mut heads = Vec::new();
+            for _ in 0..5 {
+                driver.add(&memory, &[(DATA, 64, true)]);
+                assert!(queue.pop(&mut chain).unwrap());
+                heads.push((chain.head, 0));
+            }
+            // One, three at once, one.
+            let mut told = Vec::new();
+            for part in [&heads[..1], &heads[1..4], &heads[4..]] {
+                queue.push_together(part).unwrap();
+                queue.notify().unwrap();
+                told.push(driver.interrupted());
+            }
+            let expected = match wanted {
+                0 => [1, 1, 1],
+                1..=3 => [0, 1, 1],
+                4 => [0, 0, 1],
+                _ => [0, 0, 0],
+            };
+            assert_eq!(told, expected, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_does_not_exist_is_not_given_back() {
+        let memory = memory(1 << 16);
+        let mut queue = DriverQueue::new(0, 8).device_side(&memory, false);
+        for chains in [&[(8, 0)][..], &[(8, 0), (0, 0)], &[(0, 0), (u16::MAX, 0)]] {
+            assert!(queue.push_together(chains).is_err(), "{chains:?}");
+        }
+        queue.push_together(&[]).unwrap();
+    }
 }

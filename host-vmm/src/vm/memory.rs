@@ -2,8 +2,16 @@
 
 use std::{fs::File, io, os::fd::AsFd, os::fd::BorrowedFd, sync::Arc};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use rustix::{
+    fs::{
+        FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+    },
+    mm::{Advice, madvise},
+};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _,
+    GuestRegionMmap, MmapRegion,
+};
 
 /// The memory of one guest, as the device models see it.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -115,6 +123,51 @@ impl SharedMemory {
     }
 }
 
+/// Gives whole pages within `len` bytes from `address` on back to the host. Their content is lost: they read as zeroes, and
+/// cost nothing until somebody touches them.
+///
+/// Memory that is a file is freed in it, and with that for all who map it; other memory is the guest's alone, and freed where
+/// it is mapped.
+///
+/// # Errors
+/// `InvalidInput` for what is not the guest's memory; those of `fallocate(2)` and `madvise(2)`.
+pub fn give_back(memory: &GuestMemory, address: GuestAddress, len: u64) -> io::Result<()> {
+    let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+    let end = address.0.checked_add(len).ok_or_else(outside)? / PAGE * PAGE;
+    let mut at = address
+        .0
+        .checked_next_multiple_of(PAGE)
+        .ok_or_else(outside)?;
+    while at < end {
+        let region = memory.find_region(GuestAddress(at)).ok_or_else(outside)?;
+        let offset = at - region.start_addr().0;
+        let count = (region.len() - offset).min(end - at);
+        match region.file_offset() {
+            Some(file) => {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(file.file(), flags, file.start() + offset, count)?;
+            }
+            None => {
+                let count = usize::try_from(count).map_err(|_| outside())?;
+                let slice = memory
+                    .get_slice(GuestAddress(at), count)
+                    .map_err(|_| outside())?;
+                // SAFETY: the slice is guest memory, mapped for as long as `memory` is borrowed, and of whole pages. Nothing
+                // in this process refers to it but by such slices, whose content may change at any time anyway.
+                unsafe {
+                    madvise(
+                        slice.ptr_guard_mut().as_ptr().cast(),
+                        count,
+                        Advice::LinuxDontNeed,
+                    )
+                }?;
+            }
+        }
+        at += count;
+    }
+    Ok(())
+}
+
 impl AsFd for SharedMemory {
     /// The descriptor to hand to the process that runs the guest.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -155,6 +208,51 @@ mod tests {
             .unwrap();
         let seen: u32 = parts.read_obj(GuestAddress((1 << 32) + 8)).unwrap();
         assert_eq!(seen, 0x1234_5678);
+    }
+
+    /// Writes to every page, gives some bytes back, and says which pages are still there.
+    fn pages_left(memory: &GuestMemory, pages: u64, address: u64, len: u64) -> Vec<u64> {
+        for page in 0..pages {
+            memory.write_obj(1_u8, GuestAddress(page * PAGE)).unwrap();
+        }
+        give_back(memory, GuestAddress(address), len).unwrap();
+        (0..pages)
+            .filter(|page| memory.read_obj::<u8>(GuestAddress(page * PAGE)).unwrap() == 1)
+            .collect()
+    }
+
+    #[test]
+    fn whole_pages_are_given_back_of_any_memory() {
+        let shared = SharedMemory::create(8 * PAGE).unwrap();
+        // In the file the halves lie the other way round.
+        let parts = [at(0, 4 * PAGE, 4 * PAGE), at(4 * PAGE, 0, 4 * PAGE)];
+        let regions = [
+            (GuestAddress(0), 4 * 4096),
+            (GuestAddress(4 * PAGE), 4 * 4096),
+        ];
+        for memory in [
+            shared.map(&parts).unwrap(),
+            GuestMemory::from_ranges(&regions).unwrap(),
+        ] {
+            assert_eq!(pages_left(&memory, 8, 0, 2 * PAGE), [2, 3, 4, 5, 6, 7]);
+            assert_eq!(
+                pages_left(&memory, 8, 3 * PAGE, 2 * PAGE),
+                [0, 1, 2, 5, 6, 7]
+            );
+            assert_eq!(pages_left(&memory, 8, 1, 2 * PAGE), [0, 2, 3, 4, 5, 6, 7]);
+            assert_eq!(pages_left(&memory, 8, 5 * PAGE, PAGE - 1).len(), 8);
+            assert!(pages_left(&memory, 8, 0, 8 * PAGE).is_empty());
+            for (address, len) in [(8 * PAGE, PAGE), (7 * PAGE, 2 * PAGE), (1, u64::MAX)] {
+                let error = give_back(&memory, GuestAddress(address), len).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            }
+        }
+        let blocks = || rustix::fs::fstat(&shared).unwrap().st_blocks;
+        let memory = shared.map(&parts).unwrap();
+        assert_eq!(pages_left(&memory, 8, 0, 0).len(), 8);
+        assert_eq!(blocks(), 8 * 8);
+        give_back(&memory, GuestAddress(0), 6 * PAGE).unwrap();
+        assert_eq!(blocks(), 2 * 8);
     }
 
     #[test]

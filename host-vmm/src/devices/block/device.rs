@@ -11,11 +11,14 @@ use super::{
     disk::{Disk, SECTOR},
     request::{HEADER_LEN, ID_LEN, Operation, RANGE_LEN, SectorRange, Status},
 };
-use crate::devices::{
-    DeviceError, Progress, VirtioDevice,
-    event_loop::{Readiness, Registry},
-    guest_io,
-    virtqueue::{Chain, QueueError, Virtqueue, total},
+use crate::{
+    devices::{
+        DeviceError, Progress, VirtioDevice,
+        event_loop::{Readiness, Registry},
+        guest_io,
+        virtqueue::{Chain, QueueError, Virtqueue, total},
+    },
+    vm::memory::GuestMemory,
 };
 
 /// Device ID (virtio 1.2 §5.2.1).
@@ -82,47 +85,14 @@ impl Block {
         }
     }
 
-    fn serve(&mut self, queue: &mut Virtqueue) -> Result<Progress, DeviceError> {
-        let mut chain = std::mem::take(&mut self.chain);
-        let mut used = 0;
-        let result = loop {
-            if used == BUDGET {
-                break Ok(Progress::More);
-            }
-            let step = match queue.pop(&mut chain) {
-                Ok(true) => {
-                    used += 1;
-                    self.answer(queue, &chain)
-                        .and_then(|written| Ok(queue.push(chain.head, written)?))
-                        .map(|()| true)
-                }
-                Ok(false) => queue.enable_kicks().map_err(DeviceError::Queue),
-                Err(error) => Err(error.into()),
-            };
-            match step {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.pending = false;
-                    break Ok(Progress::Idle);
-                }
-                Err(error) => break Err(error),
-            }
-        };
-        self.chain = chain;
-        if used > 0 {
-            queue.notify()?;
-        }
-        result
-    }
-
     /// Does what a chain asks, and gives how many of its bytes were written.
-    fn answer(&self, queue: &Virtqueue, chain: &Chain) -> Result<u32, DeviceError> {
+    fn answer(&self, memory: &GuestMemory, chain: &Chain) -> Result<u32, DeviceError> {
         let unusable = |why| QueueError::Buffer {
             head: chain.head,
             why,
         };
         let mut header = [0; HEADER_LEN];
-        if !guest_io::copy_from(queue.memory(), &chain.readable, 0, &mut header) {
+        if !guest_io::copy_from(memory, &chain.readable, 0, &mut header) {
             return Err(unusable("shorter than a request's header").into());
         }
         // The last byte is the status (§5.2.6).
@@ -130,7 +100,7 @@ impl Block {
             .checked_sub(1)
             .ok_or_else(|| unusable("no room for a status"))?;
         let operation = Operation::parse(&header);
-        let (status, written) = match self.perform(operation, queue, chain, data) {
+        let (status, written) = match self.perform(operation, memory, chain, data) {
             Ok(written) => (Status::Ok, written),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => (Status::Unsupported, 0),
             // An error that the guest sees is one that its file system has from then on.
@@ -140,7 +110,7 @@ impl Block {
                 (Status::Error, 0)
             }
         };
-        if !guest_io::copy_to_at(queue.memory(), &chain.writable, data, &[status.to_byte()]) {
+        if !guest_io::copy_to_at(memory, &chain.writable, data, &[status.to_byte()]) {
             return Err(unusable("outside of guest memory").into());
         }
         // Bytes before the status count as written whatever is in them: the driver looks at the status first.
@@ -152,11 +122,10 @@ impl Block {
     fn perform(
         &self,
         operation: Operation,
-        queue: &Virtqueue,
+        memory: &GuestMemory,
         chain: &Chain,
         data: usize,
     ) -> io::Result<usize> {
-        let memory = queue.memory();
         let given = total(&chain.readable) - HEADER_LEN;
         if data.max(given) > MAX_DATA {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -172,7 +141,7 @@ impl Block {
             }
             Operation::Flush => self.disk.flush()?,
             Operation::Discard | Operation::WriteZeroes => {
-                self.clear(operation, queue, chain, given)?;
+                self.clear(operation, memory, chain, given)?;
             }
             Operation::Id => {
                 let mut id = [0; ID_LEN];
@@ -192,7 +161,7 @@ impl Block {
     fn clear(
         &self,
         operation: Operation,
-        queue: &Virtqueue,
+        memory: &GuestMemory,
         chain: &Chain,
         given: usize,
     ) -> io::Result<()> {
@@ -205,7 +174,7 @@ impl Block {
         for index in 0..count {
             let mut bytes = [0; RANGE_LEN];
             let at = HEADER_LEN + index * RANGE_LEN;
-            if !guest_io::copy_from(queue.memory(), &chain.readable, at, &mut bytes) {
+            if !guest_io::copy_from(memory, &chain.readable, at, &mut bytes) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let range = SectorRange::parse(&bytes);
@@ -310,7 +279,14 @@ impl VirtioDevice for Block {
         let Some(mut queue) = self.queue.take() else {
             return Ok(Progress::Idle);
         };
-        let result = self.serve(&mut queue);
+        let mut chain = std::mem::take(&mut self.chain);
+        let result = queue.serve(&mut chain, BUDGET, |memory, chain| {
+            self.answer(memory, chain)
+        });
+        self.pending = result
+            .as_ref()
+            .is_ok_and(|progress| *progress == Progress::More);
+        self.chain = chain;
         self.queue = Some(queue);
         result
     }

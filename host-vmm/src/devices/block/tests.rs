@@ -13,9 +13,9 @@ use super::{Block, Disk};
 use crate::{
     devices::{
         DeviceError, VirtioDevice,
-        testing::{DriverQueue, Random},
+        testing::{DriverQueue, Random, memory},
     },
-    vm::memory::{GuestMemory, Placement, SharedMemory},
+    vm::memory::GuestMemory,
 };
 
 const MEMORY: u64 = 4 << 20;
@@ -58,13 +58,7 @@ impl Driver {
             .into();
         file.set_len(size).unwrap();
         let disk = Disk::new(file.try_clone().unwrap(), read_only, false).unwrap();
-        let shared = SharedMemory::create(MEMORY).unwrap();
-        let whole = Placement {
-            guest: 0,
-            offset: 0,
-            len: MEMORY,
-        };
-        let memory = Arc::new(shared.map(&[whole]).unwrap());
+        let memory = memory(MEMORY);
         let queue = DriverQueue::new(RINGS, 64);
         let mut device = Block::new(disk);
         device.start_queue(0, queue.device_side(&memory, false));
