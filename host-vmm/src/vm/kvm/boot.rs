@@ -5,14 +5,14 @@
 
 use std::{fs::File, io, os::fd::AsFd};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend as _, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
-use super::layout;
+use super::{layout, memory};
 use crate::{
     devices::{guest_io, virtqueue::Range},
     vm::{
         kernel::{self, KernelError, Segment},
-        memory,
+        memory::GuestMemory,
     },
 };
 
@@ -82,7 +82,7 @@ type Taken = (u64, u64);
 /// # Errors
 /// [`BootError`].
 pub fn load(
-    memory: &memory::GuestMemory,
+    memory: &GuestMemory,
     kernel: &File,
     initfs: &File,
     cmdline: &str,
@@ -102,7 +102,7 @@ pub fn load(
 }
 
 fn load_kernel(
-    memory: &memory::GuestMemory,
+    memory: &GuestMemory,
     file: &File,
     segments: &[Segment],
 ) -> Result<Vec<Taken>, BootError> {
@@ -119,9 +119,8 @@ fn load_kernel(
             memory: mib(memory),
         };
         let end = address.checked_add(len).ok_or_else(outside)?;
-        let fits = usize::try_from(len).is_ok_and(|len| {
-            GuestMemory::check_range(memory, GuestAddress(address), len, Permissions::Write)
-        });
+        let fits = usize::try_from(len)
+            .is_ok_and(|len| memory.check_range(GuestAddress(address), len, Permissions::Write));
         // Nor where it is told what to know.
         if !fits || address < layout::KERNEL_START || segment.file_len > len {
             return Err(outside());
@@ -133,22 +132,21 @@ fn load_kernel(
             return Err(BootError::Overlap(address));
         }
         taken.push((address, end));
-        // What is beyond the file's is zero, as all memory is.
-        read(
-            memory,
-            file,
-            "the kernel",
-            segment.offset,
-            address,
-            segment.file_len,
-        )?;
+        // What is beyond the file's is zero, as all memory is. Kernels are kept as files that do not change
+        // (`boot_files`).
+        let (offset, file_len) = (segment.offset, segment.file_len);
+        let what = "the kernel";
+        let mapped = memory::map_file(memory, file, offset, address, file_len)
+            .map_err(|source| BootError::Read { what, source })?;
+        let rest = (offset + mapped, address + mapped, file_len - mapped);
+        read(memory, file, what, rest.0, rest.1, rest.2)?;
     }
     Ok(taken)
 }
 
 /// Puts the initfs as far up as it may be. Gives where it begins, and its length.
 fn load_initfs(
-    memory: &memory::GuestMemory,
+    memory: &GuestMemory,
     file: &File,
     kernel: &[Taken],
 ) -> Result<(u64, u64), BootError> {
@@ -162,7 +160,7 @@ fn load_initfs(
         len,
         memory: mib(memory),
     };
-    let (_, low) = layout::pieces(bytes(memory))[0];
+    let (_, low) = layout::pieces(memory::size(memory))[0];
     let start = low.checked_sub(len).ok_or_else(no_room)? / PAGE * PAGE;
     let is_free = |&(from, to): &Taken| start >= to || start + len <= from;
     if start < layout::KERNEL_START || !kernel.iter().all(is_free) {
@@ -174,7 +172,7 @@ fn load_initfs(
 
 /// Reads `len` bytes of a file into memory. The file may be shorter than it was.
 fn read(
-    memory: &memory::GuestMemory,
+    memory: &GuestMemory,
     file: &File,
     what: &'static str,
     offset: u64,
@@ -207,7 +205,7 @@ fn read(
     Ok(())
 }
 
-fn write_cmdline(memory: &memory::GuestMemory, cmdline: &str) -> Result<(), BootError> {
+fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), BootError> {
     let max = layout::CMDLINE_MAX - 1;
     if cmdline.len() > max {
         return Err(BootError::Cmdline {
@@ -220,10 +218,7 @@ fn write_cmdline(memory: &memory::GuestMemory, cmdline: &str) -> Result<(), Boot
 }
 
 /// `struct hvm_start_info` of version 1, with one module and the map of memory.
-fn write_start_info(
-    memory: &memory::GuestMemory,
-    (module, len): (u64, u64),
-) -> Result<(), BootError> {
+fn write_start_info(memory: &GuestMemory, (module, len): (u64, u64)) -> Result<(), BootError> {
     const MAGIC: u32 = 0x336e_c578;
     const VERSION: u32 = 1;
     const USABLE: u32 = 1;
@@ -236,7 +231,7 @@ fn write_start_info(
             RESERVED,
         ),
     ];
-    for (start, len) in layout::pieces(bytes(memory)) {
+    for (start, len) in layout::pieces(memory::size(memory)) {
         let from = start.max(layout::KERNEL_START);
         map.push((from, start + len - from, USABLE));
     }
@@ -267,10 +262,146 @@ fn write_start_info(
     Ok(memory.write_slice(&info, GuestAddress(layout::START_INFO))?)
 }
 
-fn bytes(memory: &memory::GuestMemory) -> u64 {
-    memory.iter().map(vm_memory::GuestMemoryRegion::len).sum()
+fn mib(memory: &GuestMemory) -> u64 {
+    memory::size(memory) >> 20
 }
 
-fn mib(memory: &memory::GuestMemory) -> u64 {
-    bytes(memory) >> 20
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn file(bytes: &[u8]) -> File {
+        let file: File = memfd_create("file", MemfdFlags::CLOEXEC).unwrap().into();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    /// A kernel with these segments (address, file's bytes, memory's), whose content is its own offset, page by page.
+    fn kernel(entry: u32, segments: &[(u64, u64, u64)]) -> File {
+        let mut image = vec![0; 0x1000];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01");
+        put(18, &62_u16.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(54, &56_u16.to_le_bytes());
+        put(
+            56,
+            &u16::try_from(segments.len() + 1).unwrap().to_le_bytes(),
+        );
+        put(
+            0x800,
+            &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0, b'X', b'e', b'n', 0],
+        );
+        put(0x810, &entry.to_le_bytes());
+        let mut offset = 0x1000;
+        let mut header = |index: usize, kind: u32, words: [u64; 4]| {
+            let [offset, address, file_len, memory_len] = words.map(u64::to_le_bytes);
+            let at = 64 + 56 * index;
+            put(at, &kind.to_le_bytes());
+            for (place, word) in [(8, offset), (24, address), (32, file_len), (40, memory_len)] {
+                put(at + place, &word);
+            }
+        };
+        header(0, 4, [0x800, 0, 0x14, 0x14]);
+        let mut content = Vec::new();
+        for (index, (address, file_len, memory_len)) in segments.iter().enumerate() {
+            header(index + 1, 1, [offset, *address, *file_len, *memory_len]);
+            let start = content.len();
+            content.resize(start + usize::try_from(*file_len).unwrap(), 0);
+            for (at, byte) in content[start..].iter_mut().enumerate() {
+                *byte = 1 + u8::try_from(at >> 12 & 0x7f).unwrap();
+            }
+            content.resize(content.len().next_multiple_of(0x1000), 0xff);
+            offset = 0x1000 + content.len() as u64;
+        }
+        image.extend(content);
+        file(&image)
+    }
+
+    fn boot(kernel: &File, initfs: &[u8], cmdline: &str) -> Result<GuestMemory, BootError> {
+        let memory = memory::map(8 * MIB).unwrap();
+        let entry = load(&memory, kernel, &file(initfs), cmdline)?;
+        assert_eq!(entry, 2 * MIB);
+        Ok(memory)
+    }
+
+    fn byte(memory: &GuestMemory, at: u64) -> u8 {
+        memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    #[test]
+    fn everything_is_where_the_kernel_is_told() {
+        // One that can be mapped but for its end, and one that cannot.
+        let segments = [(2 * MIB, 0x1801, 0x3000), (3 * MIB + 8, 0x1000, 0x1000)];
+        let kernel = kernel(0x20_0000, &segments);
+        let memory = boot(&kernel, b"initfs", "console=ttyS0").unwrap();
+        let places = [0, 0xfff, 0x1000, 0x1800, 0x1801, 0x2fff].map(|at| 2 * MIB + at);
+        assert_eq!(places.map(|at| byte(&memory, at)), [1, 1, 2, 2, 0, 0]);
+        let places = [7, 8, 0x1007, 0x1008].map(|at| 3 * MIB + at);
+        assert_eq!(places.map(|at| byte(&memory, at)), [0, 1, 1, 0]);
+        // What the guest writes stays its own.
+        memory.write_obj(0x55_u8, GuestAddress(2 * MIB)).unwrap();
+        let mut found = [0];
+        kernel.read_exact_at(&mut found, 0x1000).unwrap();
+        assert_eq!(found, [1]);
+        let word = |at: u64| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+        let module = word(layout::START_INFO + 16);
+        assert_eq!([word(module), word(module + 8)], [8 * MIB - 4096, 6]);
+        assert_eq!(byte(&memory, word(module)), b'i');
+        let cmdline = word(layout::START_INFO + 24);
+        assert_eq!(
+            [byte(&memory, cmdline), byte(&memory, cmdline + 13)],
+            [b'c', 0]
+        );
+        let map = word(layout::START_INFO + 40);
+        assert_eq!([word(map + 48), word(map + 56)], [MIB, 7 * MIB]);
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_fit_together_is_refused() {
+        let (at, len) = (2 * MIB, 0x1000);
+        let entry = 0x20_0000;
+        for (segments, expected) in [
+            (&[(at, len, len), (8 * MIB, len, len)][..], "does not fit"),
+            (&[(8 * MIB - 0x1000, len, 2 * len)], "does not fit"),
+            (&[(u64::MAX - 0xfff, len, 2 * len)], "does not fit"),
+            (&[(at, len, u64::MAX)], "does not fit"),
+            (&[(0x6000, len, len)], "does not fit"),
+            (&[(at, 2 * len, len)], "does not fit"),
+            (&[(at, len, 2 * len), (at + len, len, len)], "two parts"),
+            (&[(at + len, len, len)], "entry point"),
+            (&[], "entry point"),
+        ] {
+            let error = boot(&kernel(entry, segments), b"", "")
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(expected), "{segments:x?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused() {
+        let kernel = kernel(0x20_0000, &[(2 * MIB, 0x1000, 0x1000)]);
+        for len in [6 * MIB, 8 * MIB, 9 * MIB] {
+            let initfs = vec![0; usize::try_from(len).unwrap()];
+            let error = boot(&kernel, &initfs, "").unwrap_err();
+            assert!(matches!(error, BootError::Initfs { .. }), "{error}");
+        }
+        let error = boot(&kernel, b"", &"x".repeat(layout::CMDLINE_MAX)).unwrap_err();
+        assert!(matches!(
+            error,
+            BootError::Cmdline {
+                len: 2048,
+                max: 2047
+            }
+        ));
+        boot(&kernel, b"", &"x".repeat(layout::CMDLINE_MAX - 1)).unwrap();
+    }
 }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use super::{
-    layout,
+    interrupts::Interrupts,
+    ioapic, layout,
     serial::{self, Console},
 };
 use crate::devices::transport::mmio::{self, Registers, Request};
@@ -44,6 +45,7 @@ pub struct Asked {
 /// Everything outside of memory.
 pub struct Bus {
     console: Mutex<Console>,
+    interrupts: Interrupts,
     slots: Vec<Mutex<Registers>>,
     asked: Sender<Asked>,
     /// Wakes the thread that has the devices.
@@ -55,12 +57,14 @@ impl Bus {
     /// A bus with these devices. What is asked of them goes by `asked`, after which `wake` is written to.
     pub fn new(
         console: Console,
+        interrupts: Interrupts,
         slots: Vec<Registers>,
         asked: Sender<Asked>,
         wake: Arc<OwnedFd>,
     ) -> Self {
         Self {
             console: Mutex::new(console),
+            interrupts,
             slots: slots.into_iter().map(Mutex::new).collect(),
             asked,
             wake,
@@ -118,6 +122,17 @@ impl Bus {
 
     /// The guest writes to memory that is none.
     pub fn write_memory(&self, address: u64, data: &[u8]) {
+        if let Some(offset) = io_apic(address) {
+            // All of its registers have 32 bits.
+            if let Ok(value) = data.try_into().map(u32::from_le_bytes)
+                && let Err(error) = self.interrupts.write(offset, value)
+            {
+                self.finish(End::Failed(format!(
+                    "The host's KVM cannot route interrupts: {error}"
+                )));
+            }
+            return;
+        }
         let Some((slot, offset)) = self.slot(address) else {
             return;
         };
@@ -141,9 +156,12 @@ impl Bus {
 
     /// The guest reads memory that is none.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) {
-        match self.slot(address) {
-            Some((slot, offset)) => lock(&self.slots[slot]).read(offset, data),
-            None => data.fill(u8::MAX),
+        if let Some((slot, offset)) = self.slot(address) {
+            return lock(&self.slots[slot]).read(offset, data);
+        }
+        data.fill(u8::MAX);
+        if let (Some(offset), 4) = (io_apic(address), data.len()) {
+            data.copy_from_slice(&self.interrupts.read(offset).to_le_bytes());
         }
     }
 
@@ -153,6 +171,12 @@ impl Bus {
         let slot = usize::try_from(offset / mmio::SIZE).ok()?;
         (slot < self.slots.len()).then_some((slot, offset % mmio::SIZE))
     }
+}
+
+/// The offset in the I/O APIC's registers.
+fn io_apic(address: u64) -> Option<u64> {
+    let offset = address.checked_sub(layout::IO_APIC.into())?;
+    (offset < ioapic::SIZE).then_some(offset)
 }
 
 /// Which of the serial port's it is.

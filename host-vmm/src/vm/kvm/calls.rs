@@ -12,6 +12,9 @@ use crate::sandbox::filter::{
 /// `_IO(KVMIO, 0x80)`.
 const KVM_RUN: u64 = 0xae80;
 
+/// `_IOW(KVMIO, 0x6a, struct kvm_irq_routing)`.
+const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
+
 /// The type of KVM's requests, which is their second byte.
 const KVM_REQUESTS: Argument = Argument {
     index: 1,
@@ -32,6 +35,15 @@ const fn is(index: u8, value: libc::c_int) -> Argument {
         index,
         mask: u32::MAX as u64,
         value: value.unsigned_abs() as u64,
+    }
+}
+
+/// The second argument is this request.
+const fn kvm(request: u64) -> Argument {
+    Argument {
+        index: 1,
+        mask: u32::MAX as u64,
+        value: request,
     }
 }
 
@@ -163,12 +175,8 @@ const PROCESS: &[Allowed] = &[
 const VCPU: &[Allowed] = &[
     Allowed {
         call: libc::SYS_ioctl,
-        why: "running the guest, and nothing else of KVM's",
-        only: &[&[Argument {
-            index: 1,
-            mask: u32::MAX as u64,
-            value: KVM_RUN,
-        }]],
+        why: "running the guest, and where its interrupts go",
+        only: &[&[kvm(KVM_RUN)], &[kvm(KVM_SET_GSI_ROUTING)]],
     },
     allowed(
         libc::SYS_write,

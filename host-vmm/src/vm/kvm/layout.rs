@@ -42,7 +42,7 @@ pub const DEVICES: u64 = 0xd000_0000;
 pub const IO_APIC: u32 = 0xfec0_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
-/// Lines of the I/O APIC: the serial port's, and those of devices.
+/// Lines of the I/O APIC: the serial port's, those of devices, and how many there are at most.
 pub const SERIAL_IRQ: u32 = 4;
 pub const FIRST_IRQ: u32 = 5;
 pub const IRQS: u32 = 24;

@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs::File,
     io,
+    ops::Range,
     os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
     sync::{
         Arc,
@@ -25,6 +26,7 @@ use super::{
     bus::{Asked, Bus},
     calls,
     description::Description,
+    interrupts::{self, Interrupts},
     layout,
     link::Link,
     memory, mptable,
@@ -118,8 +120,6 @@ struct Machine {
     worker: Worker,
     bus: Bus,
     vcpus: Vec<VcpuFd>,
-    /// Kept for as long as the machine: its end would be that of the machine's memory.
-    _vm: VmFd,
 }
 
 impl Machine {
@@ -128,9 +128,8 @@ impl Machine {
         check(&kvm, description.cpus)?;
         let vm = create(&kvm)?;
         let memory = Arc::new(give_memory(&vm, description.memory)?);
-        vm.create_irq_chip()
-            .map_err(kvm_step("make the machine's interrupt controllers"))?;
-        let mut parts = Parts::new(&vm, &memory)?;
+        interrupts::split(&vm).map_err(kvm_step("make the machine's interrupt controllers"))?;
+        let mut parts = Parts::new(vm, Arc::clone(&memory))?;
         for disk in &description.disks {
             let file = take(disk.file)?;
             let disk = Disk::new(file.into(), disk.read_only, disk.ephemeral)
@@ -144,15 +143,14 @@ impl Machine {
         let cmdline = parts.cmdline(&description.cmdline);
         let [kernel, initfs] = [description.kernel, description.initfs].map(take);
         let entry = boot::load(&memory, &kernel?.into(), &initfs?.into(), &cmdline)?;
-        mptable::write(&memory, description.cpus).map_err(BootError::Memory)?;
-        let vcpus = make_vcpus(&kvm, &vm, description.cpus, entry)?;
+        mptable::write(&memory, description.cpus, parts.lines()).map_err(BootError::Memory)?;
+        let vcpus = make_vcpus(&kvm, &parts.vm, description.cpus, entry)?;
         let (worker, bus) = parts.finish()?;
         Ok(Self {
             memory,
             worker,
             bus,
             vcpus,
-            _vm: vm,
         })
     }
 
@@ -198,7 +196,14 @@ fn open(descriptor: i32) -> Result<Kvm, MachineError> {
 /// Whether the host's KVM can do what a machine needs.
 fn check(kvm: &Kvm, cpus: u32) -> Result<(), MachineError> {
     let needed = [
-        (Cap::Irqchip, "interrupt controllers (KVM_CAP_IRQCHIP)"),
+        (
+            Cap::SplitIrqchip,
+            "local APICs alone (KVM_CAP_SPLIT_IRQCHIP)",
+        ),
+        (
+            Cap::IrqRouting,
+            "routes for interrupts (KVM_CAP_IRQ_ROUTING)",
+        ),
         (Cap::UserMemory, "memory (KVM_CAP_USER_MEMORY)"),
         (Cap::Ioeventfd, "events for writes (KVM_CAP_IOEVENTFD)"),
         (Cap::Irqfd, "events for interrupts (KVM_CAP_IRQFD)"),
@@ -257,17 +262,17 @@ fn make_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u32, entry: u64) -> Result<Vec<VcpuFd>
 }
 
 /// A machine's devices while it is made.
-struct Parts<'a> {
-    vm: &'a VmFd,
-    memory: &'a Arc<GuestMemory>,
+struct Parts {
+    vm: VmFd,
+    memory: Arc<GuestMemory>,
     worker: Worker,
     registers: Vec<Registers>,
     asked: Sender<Asked>,
     wake: Arc<OwnedFd>,
 }
 
-impl<'a> Parts<'a> {
-    fn new(vm: &'a VmFd, memory: &'a Arc<GuestMemory>) -> Result<Self, MachineError> {
+impl Parts {
+    fn new(vm: VmFd, memory: Arc<GuestMemory>) -> Result<Self, MachineError> {
         let (asked, requests) = channel();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = eventfd(0, flags).map_err(|errno| step("make an event")(errno.into()))?;
@@ -292,7 +297,7 @@ impl<'a> Parts<'a> {
         }
         self.worker.attach(&mut *device).map_err(step(failed))?;
         let irq = self.interrupt(layout::FIRST_IRQ + u32::try_from(index).unwrap_or(0))?;
-        let memory = Arc::clone(self.memory);
+        let memory = Arc::clone(&self.memory);
         let (slot, registers) = Slot::new(device, memory, Arc::new(Line(irq)));
         let mut kicks = Vec::new();
         for queue in 0..u32::try_from(slot.queue_count()).unwrap_or(0) {
@@ -317,6 +322,12 @@ impl<'a> Parts<'a> {
         Ok(irq)
     }
 
+    /// The lines that something is connected to: the serial port's is the first.
+    fn lines(&self) -> Range<u32> {
+        let devices = u32::try_from(self.registers.len()).unwrap_or(0);
+        layout::SERIAL_IRQ..layout::FIRST_IRQ + devices
+    }
+
     /// The command line, with where the devices are.
     fn cmdline(&self, given: &str) -> String {
         let devices = (0..self.registers.len()).map(|index| {
@@ -332,7 +343,9 @@ impl<'a> Parts<'a> {
         let output = io::stdout().as_fd().try_clone_to_owned();
         let output = File::from(output.map_err(step("open the console"))?);
         let console = Console::new(output, self.interrupt(layout::SERIAL_IRQ)?);
-        let bus = Bus::new(console, self.registers, self.asked, self.wake);
+        let lines = self.lines().end;
+        let interrupts = Interrupts::new(self.vm, lines);
+        let bus = Bus::new(console, interrupts, self.registers, self.asked, self.wake);
         Ok((self.worker, bus))
     }
 }
@@ -405,4 +418,109 @@ extern "C" fn forbidden(
         );
     }
     exit(FORBIDDEN);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use seccompiler::BpfProgram;
+
+    use super::*;
+    use crate::vm::kvm::link::{self, Answering, LastWords};
+
+    struct NoPorts;
+
+    impl crate::devices::vsock::HostPorts for NoPorts {
+        fn connect(&mut self, _port: u32) -> Option<std::os::unix::net::UnixStream> {
+            None
+        }
+    }
+
+    /// What becomes of a process that enters a thread's filter and asks for a call, and what it says.
+    fn attempt(filter: &BpfProgram, call: libc::c_long, arguments: [usize; 3]) -> (i32, LastWords) {
+        let (machine, supervisor) = link::pair().unwrap();
+        let answering = Answering::spawn(supervisor, Box::new(NoPorts)).unwrap();
+        let link = Link::new(machine);
+        // SAFETY: the child makes system calls only, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            take_signals(&link);
+            let no_new_privs = rustix::thread::set_no_new_privs(true);
+            if no_new_privs.is_err() || filter::enter_plain(filter).is_err() {
+                exit(1);
+            }
+            let [a, b, c] = arguments;
+            // SAFETY: none of the calls that are tried reads or writes memory of ours.
+            unsafe { libc::syscall(call, a, b, c) };
+            exit(0);
+        }
+        drop(link);
+        let mut status = 0;
+        // SAFETY: it writes the status to where it is told.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status), "{status:#x}");
+        (libc::WEXITSTATUS(status), answering.last_words())
+    }
+
+    #[test]
+    fn a_thread_that_makes_a_forbidden_call_ends_the_machine_which_says_so() {
+        const KVM_CREATE_VM: usize = 0xae01;
+        const KVM_RUN: usize = 0xae80;
+        let filters = calls::compile().unwrap();
+        let no_file = usize::MAX;
+        for (filter, call, arguments, name) in [
+            (
+                &filters.vcpu,
+                libc::SYS_openat,
+                [no_file; 3],
+                Some("openat"),
+            ),
+            (&filters.vcpu, libc::SYS_execve, [0; 3], Some("execve")),
+            (&filters.vcpu, libc::SYS_clone, [0; 3], Some("clone")),
+            (
+                &filters.vcpu,
+                libc::SYS_recvmsg,
+                [no_file; 3],
+                Some("recvmsg"),
+            ),
+            (
+                &filters.vcpu,
+                libc::SYS_ioctl,
+                [no_file, KVM_CREATE_VM, 0],
+                Some("ioctl"),
+            ),
+            (&filters.vcpu, libc::SYS_ioctl, [no_file, KVM_RUN, 0], None),
+            (&filters.vcpu, libc::SYS_mmap, [0, 4096, 7], Some("mmap")),
+            (&filters.vcpu, libc::SYS_sched_yield, [0; 3], None),
+            (&filters.worker, libc::SYS_socket, [1, 1, 0], Some("socket")),
+            (&filters.worker, libc::SYS_ptrace, [0; 3], Some("ptrace")),
+            (
+                &filters.worker,
+                libc::SYS_ioctl,
+                [no_file, KVM_RUN, 0],
+                Some("ioctl"),
+            ),
+            (
+                &filters.worker,
+                libc::SYS_io_uring_setup,
+                [0; 3],
+                Some("io_uring_setup"),
+            ),
+            (
+                &filters.worker,
+                libc::SYS_mprotect,
+                [0, 4096, 5],
+                Some("mprotect"),
+            ),
+            (&filters.worker, libc::SYS_tkill, [1, 9, 0], Some("tkill")),
+            (&filters.worker, libc::SYS_close, [no_file; 3], None),
+        ] {
+            let expected = LastWords {
+                failed: None,
+                forbidden: name.map(str::to_owned),
+            };
+            let status = name.map_or(0, |_| FORBIDDEN);
+            assert_eq!(attempt(filter, call, arguments), (status, expected));
+        }
+    }
 }

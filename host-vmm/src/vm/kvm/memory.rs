@@ -1,6 +1,6 @@
 //! A machine's memory: anonymous and private, committed as the guest touches it.
 
-use std::io;
+use std::{fs::File, io, os::fd::AsRawFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -33,6 +33,57 @@ pub fn map(bytes: u64) -> io::Result<GuestMemory> {
     };
     let regions: io::Result<Vec<_>> = layout::pieces(bytes).into_iter().map(map).collect();
     GuestMemory::from_regions(regions?).map_err(io::Error::other)
+}
+
+/// How much memory there is, in bytes.
+pub fn size(memory: &GuestMemory) -> u64 {
+    memory.iter().map(vm_memory::GuestMemoryRegion::len).sum()
+}
+
+/// Size of a page in bytes.
+const PAGE: u64 = 4096;
+
+/// Puts the beginning of a piece of a file into memory by mapping it, privately: what is not written is in the host's memory
+/// once, however many machines have it. Gives how many bytes that is, whole pages; none where the piece does not begin with
+/// one, here and there.
+///
+/// The file must not change while the machine runs.
+///
+/// # Errors
+/// Those of `mmap(2)`, and addresses that are not in memory.
+pub fn map_file(
+    memory: &GuestMemory,
+    file: &File,
+    offset: u64,
+    address: u64,
+    len: u64,
+) -> io::Result<u64> {
+    let whole = len / PAGE * PAGE;
+    if whole == 0 || !offset.is_multiple_of(PAGE) || !address.is_multiple_of(PAGE) {
+        return Ok(0);
+    }
+    let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+    let size = usize::try_from(whole).map_err(|_| outside())?;
+    // In one piece, or not at all.
+    let slice = memory.get_slice(GuestAddress(address), size);
+    let slice = slice.map_err(io::Error::other)?;
+    let offset = libc::off_t::try_from(offset).map_err(|_| outside())?;
+    // SAFETY: the range is one mapping of the guest's memory, of which nothing but addresses is held; it stays one mapping,
+    // with other content.
+    let mapped = unsafe {
+        libc::mmap(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            offset,
+        )
+    };
+    match mapped == libc::MAP_FAILED {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(whole),
+    }
 }
 
 /// Gives a machine its memory.

@@ -12,6 +12,8 @@ mod bus;
 mod calls;
 mod cpuid;
 mod description;
+mod interrupts;
+mod ioapic;
 mod layout;
 mod link;
 mod machine;

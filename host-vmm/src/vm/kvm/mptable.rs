@@ -1,13 +1,15 @@
 //! How a kernel learns of processors and interrupt controllers without ACPI: the tables of Intel's MultiProcessor
 //! Specification 1.4 (§4).
 
+use std::ops::Range;
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
 use crate::vm::memory::GuestMemory;
 
-/// Most processors: as many as Intel's APIC has IDs for, without the I/O APIC's and the one that means all.
-pub const MAX_CPUS: u32 = 254;
+/// Most processors: twice as many as our kernels take, and as many as there is room for in the table.
+pub const MAX_CPUS: u32 = 128;
 
 /// Kinds of entries (§4.3).
 const PROCESSOR: u8 = 0;
@@ -30,12 +32,13 @@ const FROM_PIC: u8 = 3;
 /// All local APICs.
 const ALL: u8 = 0xff;
 
-/// Writes the tables for so many processors, at most [`MAX_CPUS`], whose APICs have the numbers from 0 up.
+/// Writes the tables for so many processors, at most [`MAX_CPUS`], whose APICs have the numbers from 0 up, and for those
+/// lines of the I/O APIC that something is connected to.
 ///
 /// # Errors
 /// A defect: the machine has no memory where they belong.
-pub fn write(memory: &GuestMemory, cpus: u32) -> Result<(), GuestMemoryError> {
-    let (entries, count) = entries(u8::try_from(cpus).unwrap_or(u8::MAX));
+pub fn write(memory: &GuestMemory, cpus: u32, lines: Range<u32>) -> Result<(), GuestMemoryError> {
+    let (entries, count) = entries(u8::try_from(cpus).unwrap_or(u8::MAX), lines);
     let mut table = b"PCMP".to_vec();
     let len = u16::try_from(HEADER + entries.len()).unwrap_or(u16::MAX);
     table.extend_from_slice(&len.to_le_bytes());
@@ -54,7 +57,7 @@ pub fn write(memory: &GuestMemory, cpus: u32) -> Result<(), GuestMemoryError> {
     let mut pointer = b"_MP_".to_vec();
     let address = u32::try_from(layout::MP_TABLE).unwrap_or_default();
     pointer.extend_from_slice(&address.to_le_bytes());
-    // In paragraphs; version 1.4; the sum; no default configuration, and there is a PIC.
+    // In paragraphs; version 1.4; the sum; no default configuration.
     pointer.extend_from_slice(&[1, 4, 0, 0, 0, 0, 0, 0]);
     add_sum(&mut pointer, 10);
     memory.write_slice(&pointer, GuestAddress(layout::MP_POINTER))
@@ -63,7 +66,7 @@ pub fn write(memory: &GuestMemory, cpus: u32) -> Result<(), GuestMemoryError> {
 /// Bytes of a table before its entries.
 const HEADER: usize = 44;
 
-fn entries(cpus: u8) -> (Vec<u8>, u16) {
+fn entries(cpus: u8, lines: Range<u32>) -> (Vec<u8>, u16) {
     const ENABLED: u8 = 1;
     const BOOTS: u8 = 2;
     let io_apic = cpus;
@@ -85,7 +88,7 @@ fn entries(cpus: u8) -> (Vec<u8>, u16) {
     add(&[BUS, ISA, b'I', b'S', b'A', b' ', b' ', b' ']);
     let [a, b, c, d] = layout::IO_APIC.to_le_bytes();
     add(&[IO_APIC, io_apic, APIC_VERSION, ENABLED, a, b, c, d]);
-    for irq in 0..layout::IRQS {
+    for irq in lines {
         let irq = u8::try_from(irq).unwrap_or_default();
         add(&[IO_INTERRUPT, VECTORED, 0, 0, ISA, irq, io_apic, irq]);
     }
@@ -109,8 +112,8 @@ mod tests {
     #[test]
     fn tables_add_up_and_find_room() {
         let memory = memory::map(1 << 20).unwrap();
-        for cpus in [1, 2, 64, 140] {
-            write(&memory, cpus).unwrap();
+        for cpus in [1, 2, 64, MAX_CPUS] {
+            write(&memory, cpus, 0..layout::IRQS).unwrap();
             let mut pointer = [0; 16];
             memory
                 .read_slice(&mut pointer, GuestAddress(layout::MP_POINTER))

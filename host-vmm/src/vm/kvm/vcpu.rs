@@ -140,7 +140,8 @@ fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Option<End> {
         Ok(VcpuExit::IoIn(port, data)) => bus.read_port(port, data),
         Ok(VcpuExit::MmioWrite(address, data)) => bus.write_memory(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => bus.read_memory(address, data),
-        Ok(VcpuExit::Intr | VcpuExit::Hlt) => {}
+        // An end of an interrupt is of no use to a line that was raised by an edge.
+        Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IoapicEoi(_)) => {}
         Ok(VcpuExit::Shutdown) => {
             return failed("The guest's kernel broke down (a triple fault)".to_owned());
         }
