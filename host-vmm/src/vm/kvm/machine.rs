@@ -37,7 +37,9 @@ use super::{
 use crate::{
     devices::{
         VirtioDevice,
+        balloon::Balloon,
         block::{Block, Disk},
+        rng::Rng,
         transport::mmio::{self, Irq, Registers, Slot},
         vsock::Vsock,
     },
@@ -140,6 +142,8 @@ impl Machine {
             description.cid,
             Box::new(link.clone()),
         )))?;
+        parts.add(Box::new(Balloon::new(0)))?;
+        parts.add(Box::new(Rng::new()))?;
         let cmdline = parts.cmdline(&description.cmdline);
         let [kernel, initfs] = [description.kernel, description.initfs].map(take);
         let entry = boot::load(&memory, &kernel?.into(), &initfs?.into(), &cmdline)?;
