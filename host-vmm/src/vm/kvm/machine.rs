@@ -208,6 +208,10 @@ fn check(kvm: &Kvm, cpus: u32) -> Result<(), MachineError> {
             Cap::IrqRouting,
             "routes for interrupts (KVM_CAP_IRQ_ROUTING)",
         ),
+        (
+            Cap::ReadonlyMem,
+            "memory that is only read (KVM_CAP_READONLY_MEM)",
+        ),
         (Cap::UserMemory, "memory (KVM_CAP_USER_MEMORY)"),
         (Cap::Ioeventfd, "events for writes (KVM_CAP_IOEVENTFD)"),
         (Cap::Irqfd, "events for interrupts (KVM_CAP_IRQFD)"),
@@ -303,10 +307,13 @@ impl Parts {
         let irq = self.interrupt(layout::FIRST_IRQ + u32::try_from(index).unwrap_or(0))?;
         let memory = Arc::clone(&self.memory);
         let (slot, registers) = Slot::new(device, memory, Arc::new(Line(irq)));
+        let at = address(index);
+        memory::show(&self.vm, index, at, registers.page()).map_err(kvm_step(failed))?;
+        self.spare_acknowledgements(at)?;
         let mut kicks = Vec::new();
         for queue in 0..u32::try_from(slot.queue_count()).unwrap_or(0) {
             let kick = event().map_err(step(failed))?;
-            let at = IoEventAddress::Mmio(address(index) + mmio::QUEUE_NOTIFY);
+            let at = IoEventAddress::Mmio(at + mmio::QUEUE_NOTIFY);
             self.vm
                 .register_ioevent(&kick, &at, queue)
                 .map_err(kvm_step(failed))?;
@@ -316,6 +323,16 @@ impl Parts {
         self.worker.add(slot, kicks).map_err(step(failed))?;
         self.registers.push(registers);
         Ok(())
+    }
+
+    /// Leaves a driver's word that it has taken an interrupt for used buffers to KVM, which does nothing about it: that an
+    /// edge has been taken nobody needs to know, and the driver looks for used buffers at the next one either way.
+    fn spare_acknowledgements(&self, device: u64) -> Result<(), MachineError> {
+        let failed = "connect a device";
+        let nobody = event().map_err(step(failed))?;
+        let at = IoEventAddress::Mmio(device + mmio::INTERRUPT_ACK);
+        let registered = self.vm.register_ioevent(&nobody, &at, mmio::USED_BUFFER);
+        registered.map_err(kvm_step(failed))
     }
 
     fn interrupt(&self, line: u32) -> Result<EventFd, MachineError> {

@@ -1,15 +1,15 @@
 //! A machine's memory: anonymous and private, committed as the guest touches it.
 
-use std::{fs::File, io, os::fd::AsRawFd};
+use std::{fs::File, io, os::fd::AsRawFd, sync::Arc};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap, MmapRegion,
 };
 
 use super::layout;
-use crate::vm::memory::GuestMemory;
+use crate::{devices::transport::mmio::Page, vm::memory::GuestMemory};
 
 /// Maps so many bytes of memory.
 ///
@@ -91,7 +91,7 @@ pub fn map_file(
 /// # Errors
 /// KVM's.
 pub fn give(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioctls::Error> {
-    for (slot, region) in (0..).zip(memory.iter()) {
+    for (slot, region) in (0..MEMORY_SLOTS).zip(memory.iter()) {
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
@@ -104,4 +104,30 @@ pub fn give(vm: &VmFd, memory: &GuestMemory) -> Result<(), kvm_ioctls::Error> {
         unsafe { vm.set_user_memory_region(region) }?;
     }
     Ok(())
+}
+
+/// Slots of KVM's that are for memory; those of pages come behind.
+const MEMORY_SLOTS: u32 = 2;
+
+/// Shows a guest the page of the device at `index` at an address, to be read and not to be written.
+///
+/// # Errors
+/// KVM's.
+pub fn show(
+    vm: &VmFd,
+    index: usize,
+    address: u64,
+    page: &Arc<Page>,
+) -> Result<(), kvm_ioctls::Error> {
+    let index = u32::try_from(index).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+    let region = kvm_userspace_memory_region {
+        slot: MEMORY_SLOTS + index,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: address,
+        memory_size: size_of::<Page>() as u64,
+        userspace_addr: page.as_ptr() as u64,
+    };
+    // SAFETY: a page is as long as a page and lies as one; it is there for as long as the device's registers, which are for as
+    // long as the process. The guest cannot write to it, and who does here uses atomic words.
+    unsafe { vm.set_user_memory_region(region) }
 }

@@ -1,8 +1,8 @@
 //! The driver's half: what each register is, and what writing it comes to (virtio 1.2 §4.2.2 and §3.1).
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
-use super::{Lines, NEEDS_RESET};
+use super::{NEEDS_RESET, Page};
 use crate::devices::{VirtioDevice, transport::RING_FEATURES};
 
 /// Bytes of address space that a device takes.
@@ -10,6 +10,9 @@ pub const SIZE: u64 = 0x1000;
 
 /// Offset of the register that is written to kick a queue, whose number is the value.
 pub const QUEUE_NOTIFY: u64 = 0x50;
+
+/// Offset of the register that is written to say that interrupts were taken.
+pub const INTERRUPT_ACK: u64 = 0x64;
 
 /// Offset of the configuration space, and how much of it there is.
 const CONFIG: u64 = 0x100;
@@ -30,14 +33,10 @@ const VERSION_1: u64 = 1 << 32;
 /// A device's registers.
 #[derive(Debug)]
 pub struct Registers {
-    kind: u32,
+    page: Arc<Page>,
     offered: u64,
-    config: [u8; CONFIG_LEN],
-    lines: Arc<Lines>,
-    status: u32,
     accepted: u64,
-    /// Which half of the features is read or written.
-    offered_half: u32,
+    /// Which half of what was accepted is written.
     accepted_half: u32,
     selected: u32,
     queues: Vec<Queue>,
@@ -82,58 +81,47 @@ pub enum Request {
 }
 
 impl Registers {
-    pub(super) fn new(device: &dyn VirtioDevice, lines: Arc<Lines>) -> Self {
+    pub(super) fn new(device: &dyn VirtioDevice) -> Self {
+        let page = Page::new();
+        page.set(0x00, MAGIC);
+        page.set(0x04, VERSION);
+        page.set(0x08, device.device_type());
+        page.set(0x0c, VENDOR);
+        // There is no shared memory, which is said by a length of all ones (§4.2.2).
+        for offset in [0xb0, 0xb4, 0xb8, 0xbc] {
+            page.set(offset, u32::MAX);
+        }
+        // What is shown never changes, and neither does its generation.
         let mut config = [0; CONFIG_LEN];
         device.read_config(0, &mut config);
+        for (offset, word) in (CONFIG..).step_by(4).zip(config.as_chunks::<4>().0) {
+            page.set(offset, u32::from_le_bytes(*word));
+        }
         let queues = device.queue_sizes().iter().map(|&max| Queue {
             max,
             ..Queue::default()
         });
-        Self {
-            kind: device.device_type(),
+        let mut registers = Self {
+            page: Arc::new(page),
             offered: device.features() | RING_FEATURES,
-            config,
-            lines,
-            status: 0,
             accepted: 0,
-            offered_half: 0,
             accepted_half: 0,
             selected: 0,
             queues: queues.collect(),
-        }
+        };
+        registers.clear();
+        registers
     }
 
-    /// The driver reads `data.len()` bytes at `offset`. What cannot be read so is zero.
+    /// What the driver reads.
+    #[must_use]
+    pub fn page(&self) -> &Arc<Page> {
+        &self.page
+    }
+
+    /// The driver reads `data.len()` bytes at `offset`. What is not there is zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(at) = offset.checked_sub(CONFIG) {
-            let config = usize::try_from(at)
-                .ok()
-                .and_then(|at| self.config.get(at..));
-            for (to, from) in data.iter_mut().zip(config.unwrap_or_default()) {
-                *to = *from;
-            }
-        } else if data.len() == 4 {
-            data.copy_from_slice(&self.register(offset).to_le_bytes());
-        }
-    }
-
-    fn register(&self, offset: u64) -> u32 {
-        match offset {
-            0x00 => MAGIC,
-            0x04 => VERSION,
-            0x08 => self.kind,
-            0x0c => VENDOR,
-            0x10 => half(self.offered, self.offered_half),
-            0x34 => self.queue().map_or(0, |queue| queue.max.into()),
-            0x44 => self.queue().map_or(0, |queue| queue.ready.into()),
-            0x60 => self.lines.interrupts.load(Ordering::Acquire),
-            0x70 => self.status(),
-            // `ConfigGeneration` (§4.2.2.2): what is shown does not change while it is read. Of shared memory there is
-            // none (§4.2.2: a length of all ones).
-            0xb0..=0xbc => u32::MAX,
-            _ => 0,
-        }
+        self.page.read(offset, data);
     }
 
     /// The driver writes `data` at `offset`: gives what that asks of the device. What cannot be written so is not.
@@ -141,35 +129,41 @@ impl Registers {
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
         if let Some(at) = offset.checked_sub(CONFIG) {
             let within = usize::try_from(at).is_ok_and(|at| at + data.len() <= CONFIG_LEN);
-            return (within && self.status & DRIVER_OK != 0).then(|| Request::Configure {
+            return (within && self.page.status() & DRIVER_OK != 0).then(|| Request::Configure {
                 offset: u32::try_from(at).unwrap_or(u32::MAX),
                 data: data.to_vec(),
             });
         }
         let value = u32::from_le_bytes(data.try_into().ok()?);
         match offset {
-            0x14 => self.offered_half = value,
-            0x20 if self.status & FEATURES_OK == 0 => {
+            0x14 => self.page.set(0x10, half(self.offered, value)),
+            0x20 if self.page.status() & FEATURES_OK == 0 => {
                 set_half(&mut self.accepted, self.accepted_half, value);
             }
             0x24 => self.accepted_half = value,
-            0x30 => self.selected = value,
+            0x30 => {
+                self.selected = value;
+                self.show_queue();
+            }
             0x44 => return self.set_ready(value),
             QUEUE_NOTIFY => {
                 let index = usize::try_from(value).ok()?;
                 return (index < self.queues.len()).then_some(Request::Kick(index));
             }
-            0x64 => {
-                self.lines.interrupts.fetch_and(!value, Ordering::AcqRel);
-            }
+            INTERRUPT_ACK => self.page.remove_interrupts(value),
             0x70 => return self.set_status(value),
             _ => self.set_up(offset, value),
         }
         None
     }
 
-    fn status(&self) -> u32 {
-        self.status | self.lines.broken.load(Ordering::Acquire)
+    /// Shows what there is to read of the selected queue.
+    fn show_queue(&self) {
+        let (max, ready) = self
+            .queue()
+            .map_or((0, false), |queue| (queue.max, queue.ready));
+        self.page.set(0x34, max.into());
+        self.page.set(0x44, ready.into());
     }
 
     fn queue(&self) -> Option<&Queue> {
@@ -178,7 +172,7 @@ impl Registers {
 
     /// The selected queue, if it may be changed: before it is ready, and before the driver is.
     fn queue_to_set_up(&mut self) -> Option<&mut Queue> {
-        let may = self.status & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
+        let may = self.page.status() & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
         let index = usize::try_from(self.selected).ok()?;
         self.queues
             .get_mut(index)
@@ -202,48 +196,49 @@ impl Registers {
     }
 
     fn set_ready(&mut self, value: u32) -> Option<Request> {
+        let mut request = None;
         if value != 0 {
             if let Some(queue) = self.queue_to_set_up() {
                 queue.ready = true;
             }
-            return None;
+        } else {
+            let running = self.page.status() & DRIVER_OK != 0;
+            let index = usize::try_from(self.selected).ok()?;
+            let queue = self.queues.get_mut(index)?;
+            let was = std::mem::take(&mut queue.ready);
+            request = (was && running).then_some(Request::Stop(index));
         }
-        let index = usize::try_from(self.selected).ok()?;
-        let queue = self.queues.get_mut(index)?;
-        let was = std::mem::take(&mut queue.ready);
-        (was && self.status & DRIVER_OK != 0).then_some(Request::Stop(index))
+        self.show_queue();
+        request
     }
 
     fn set_status(&mut self, value: u32) -> Option<Request> {
         if value == 0 {
-            self.reset();
+            self.clear();
             return Some(Request::Reset);
         }
-        // A driver adds bits and takes none away (§2.1.1). This one is the device's.
-        let added = value & !self.status & !NEEDS_RESET;
-        if added & FEATURES_OK != 0 {
-            let known = self.accepted & !self.offered == 0;
-            if !known || self.accepted & VERSION_1 == 0 {
-                // Not set: the driver looks whether it is (§3.1.1).
-                self.status |= added & !(FEATURES_OK | DRIVER_OK);
-                return None;
-            }
+        // A driver adds bits and takes none away (§2.1.1). One is the device's.
+        let status = self.page.status();
+        let mut added = value & !status & !NEEDS_RESET;
+        let known = self.accepted & !self.offered == 0 && self.accepted & VERSION_1 != 0;
+        if added & FEATURES_OK != 0 && !known {
+            // Not set: the driver looks whether it is (§3.1.1).
+            added &= !FEATURES_OK;
         }
-        if added & DRIVER_OK != 0 && (self.status | added) & FEATURES_OK == 0 {
-            self.status |= added & !DRIVER_OK;
-            return None;
+        if (status | added) & FEATURES_OK == 0 {
+            added &= !DRIVER_OK;
         }
-        self.status |= added;
-        (added & DRIVER_OK != 0 && self.status & FAILED == 0).then(|| Request::Start {
+        self.page.add_status(added);
+        let starts = added & DRIVER_OK != 0 && (status | added) & FAILED == 0;
+        starts.then(|| Request::Start {
             features: self.accepted,
             queues: self.queues.clone(),
         })
     }
 
-    fn reset(&mut self) {
-        self.status = 0;
+    /// As it was before any driver.
+    fn clear(&mut self) {
         self.accepted = 0;
-        self.offered_half = 0;
         self.accepted_half = 0;
         self.selected = 0;
         for queue in &mut self.queues {
@@ -252,6 +247,9 @@ impl Registers {
                 ..Queue::default()
             };
         }
+        self.page.reset();
+        self.page.set(0x10, half(self.offered, 0));
+        self.show_queue();
     }
 }
 

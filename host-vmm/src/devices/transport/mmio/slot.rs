@@ -1,11 +1,11 @@
 //! The device's half: the model, and its queues while they run.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use virtio_queue::{Queue as Rings, QueueT};
 use vm_memory::GuestAddress;
 
-use super::{Irq, Lines, QueueInterrupt, Registers, Request, registers::Queue};
+use super::{Irq, Page, QueueInterrupt, Registers, Request, registers::Queue};
 use crate::{
     devices::{
         DeviceError, Progress, VirtioDevice,
@@ -24,7 +24,7 @@ pub struct Slot {
     device: Box<dyn VirtioDevice>,
     memory: Arc<GuestMemory>,
     irq: Arc<dyn Irq>,
-    lines: Arc<Lines>,
+    page: Arc<Page>,
     running: Vec<bool>,
 }
 
@@ -35,14 +35,14 @@ impl Slot {
         memory: Arc<GuestMemory>,
         irq: Arc<dyn Irq>,
     ) -> (Self, Registers) {
-        let lines = Arc::<Lines>::default();
-        let registers = Registers::new(&*device, Arc::clone(&lines));
+        let registers = Registers::new(&*device);
+        let page = Arc::clone(registers.page());
         let running = device.queue_sizes().iter().map(|_| false).collect();
         let slot = Self {
             device,
             memory,
             irq,
-            lines,
+            page,
             running,
         };
         (slot, registers)
@@ -68,8 +68,8 @@ impl Slot {
             Request::Reset => {
                 self.stop_all();
                 self.device.set_features(0);
-                self.lines.interrupts.store(0, Ordering::Release);
-                self.lines.broken.store(0, Ordering::Release);
+                // Again: it may have broken down meanwhile.
+                self.page.reset();
             }
             Request::Configure { offset, data } => self.device.write_config(offset, &data),
             Request::Kick(index) => self.kick(index),
@@ -149,7 +149,7 @@ impl Slot {
         rings.try_set_used_ring_address(used)?;
         rings.set_event_idx(event_idx);
         let interrupt = Box::new(QueueInterrupt {
-            lines: Arc::clone(&self.lines),
+            page: Arc::clone(&self.page),
             irq: Arc::clone(&self.irq),
         });
         Virtqueue::new(rings, Arc::clone(&self.memory), interrupt)
@@ -158,7 +158,8 @@ impl Slot {
     fn give_up(&mut self, error: &QueueError) {
         tracing::warn!("Stopped a device: {error}");
         self.stop_all();
-        self.lines.break_down(&*self.irq);
+        self.page.break_down();
+        self.irq.raise();
     }
 
     fn stop(&mut self, index: usize) {

@@ -316,9 +316,7 @@ fn accesses_of_other_sizes_and_places_do_nothing() {
     let mut machine = Machine::new();
     machine.start();
     for len in [0, 1, 2, 3, 5, 8, 16] {
-        let mut data = vec![0xff; len];
-        machine.registers.read(STATUS, &mut data);
-        assert!(data.iter().all(|byte| *byte == 0), "{len}");
+        let data = vec![0xff; len];
         assert_eq!(machine.registers.write(STATUS, &data), None);
     }
     for offset in [0xffc, u64::MAX, u64::MAX - 3, 1 << 32, 0x1fd, 0x200] {
