@@ -6,6 +6,7 @@
 //!
 //! `make fuzz` runs them. Their seeds in `seeds/` are run by the tests, too.
 
+mod driver;
 mod guest;
 mod input;
 mod targets;
@@ -20,16 +21,19 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 14] = [
     target("agent-guest", targets::agent::from_guest),
     target("agent-host", targets::agent::from_host),
+    target("balloon", targets::balloon::run),
     target("block", targets::block::run),
     target("config", targets::config::run),
     target("image", targets::image::run),
     target("kernel", targets::kernel::run),
     target("layers", targets::layers::run),
+    target("net", targets::net::run),
     target("records", targets::records::run),
     target("reference", targets::reference::run),
+    target("rng", targets::rng::run),
     target("vhost-user", targets::vhost_user::run),
     target("vsock", targets::vsock::run),
 ];

@@ -8,6 +8,7 @@ use host_vmm::devices::{
 };
 
 use crate::{
+    driver::buffers,
     guest::{Buffer, MEMORY, Ring, memory, put, scribble},
     input::{Input, MemoryFile},
 };
@@ -100,16 +101,6 @@ fn works(device: &mut Block) -> bool {
         }
     }
     panic!("the device never rests");
-}
-
-fn buffers(input: &mut Input<'_>) -> Vec<Buffer> {
-    let count = input.u8() % 6;
-    let mut buffers: Vec<Buffer> = (0..count).map(|_| Buffer::take(input)).collect();
-    // A driver has them in the right order, as a rule.
-    if input.u8() & 7 != 0 {
-        buffers.sort_by_key(|buffer| buffer.writable);
-    }
-    buffers
 }
 
 fn buffer(address: u64, len: u32, writable: bool) -> Buffer {

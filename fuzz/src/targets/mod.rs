@@ -1,12 +1,15 @@
 //! One file for each kind of bytes.
 
 pub mod agent;
+pub mod balloon;
 pub mod block;
 pub mod config;
 pub mod image;
 pub mod kernel;
 pub mod layers;
+pub mod net;
 pub mod records;
 pub mod reference;
+pub mod rng;
 pub mod vhost_user;
 pub mod vsock;

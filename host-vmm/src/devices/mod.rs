@@ -10,6 +10,7 @@ pub mod balloon;
 pub mod block;
 pub mod event_loop;
 pub mod guest_io;
+pub mod net;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -69,6 +70,12 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// [`DeviceError`]: the device does nothing more until its queues are stopped and started again.
     fn run(&mut self) -> Result<Progress, DeviceError>;
+
+    /// Whether the configuration space has changed by itself since the last call. The transport asks after every
+    /// [`VirtioDevice::run`], and tells the driver.
+    fn config_changed(&mut self) -> bool {
+        false
+    }
 
     /// Whether everything that the device took from the guest has been delivered.
     fn drained(&self) -> bool {

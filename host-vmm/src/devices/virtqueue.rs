@@ -216,7 +216,8 @@ impl Virtqueue {
     }
 
     /// Hands up to `budget` available chains to `answer`, gives each back with the bytes that were written, and tells the
-    /// driver at the end. [`Progress::Idle`] says that the driver kicks when there are more.
+    /// driver at the end. [`Progress::Idle`] says that the driver kicks when there are more, or that `answer` gave `None`,
+    /// which leaves the chain for later.
     ///
     /// # Errors
     /// Rings or a chain are malformed, or `answer` says so.
@@ -224,7 +225,7 @@ impl Virtqueue {
         &mut self,
         chain: &mut Chain,
         budget: usize,
-        mut answer: impl FnMut(&GuestMemory, &Chain) -> Result<u32, E>,
+        mut answer: impl FnMut(&GuestMemory, &Chain) -> Result<Option<u32>, E>,
     ) -> Result<Progress, E> {
         let mut used = 0;
         let result = loop {
@@ -243,19 +244,24 @@ impl Virtqueue {
         result
     }
 
-    /// `None` if there is no chain, and a kick will come with the next.
+    /// `None` if there is no chain, and a kick will come with the next; or if this one is left.
     fn serve_one<E: From<QueueError>>(
         &mut self,
         chain: &mut Chain,
-        answer: &mut impl FnMut(&GuestMemory, &Chain) -> Result<u32, E>,
+        answer: &mut impl FnMut(&GuestMemory, &Chain) -> Result<Option<u32>, E>,
     ) -> Result<Option<()>, E> {
         while !self.pop(chain)? {
             if !self.enable_kicks()? {
                 return Ok(None);
             }
         }
-        let written = answer(&self.memory, chain)?;
-        self.push(chain.head, written)?;
+        match answer(&self.memory, chain)? {
+            Some(written) => self.push(chain.head, written)?,
+            None => {
+                self.undo_pop();
+                return Ok(None);
+            }
+        }
         Ok(Some(()))
     }
 

@@ -94,7 +94,7 @@ impl Balloon {
                 DEFLATE => {}
                 _ => self.reported(memory, chain)?,
             }
-            Ok(0)
+            Ok(Some(0))
         });
         self.chain = chain;
         self.queues[index] = Some(queue);

@@ -281,7 +281,7 @@ impl VirtioDevice for Block {
         };
         let mut chain = std::mem::take(&mut self.chain);
         let result = queue.serve(&mut chain, BUDGET, |memory, chain| {
-            self.answer(memory, chain)
+            self.answer(memory, chain).map(Some)
         });
         self.pending = result
             .as_ref()

@@ -43,7 +43,7 @@ impl Rng {
 }
 
 /// Fills a chain, or the beginning of one that is long.
-fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
+fn fill(memory: &GuestMemory, chain: &Chain) -> Result<Option<u32>, QueueError> {
     let unusable = |why| QueueError::Buffer {
         head: chain.head,
         why,
@@ -63,7 +63,7 @@ fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
     if !guest_io::copy_to(memory, &chain.writable, &bytes[..count]) {
         return Err(unusable("outside of guest memory"));
     }
-    u32::try_from(count).map_err(|_| unusable("too long"))
+    Ok(u32::try_from(count).ok())
 }
 
 impl VirtioDevice for Rng {
