@@ -6,10 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use rustix::net::{SendFlags, send};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-use super::message::{MAX_CONFIG, MessageError, Region, Request, RingAddresses, RingFd};
+use super::message::{
+    CONFIG_CHANGED, MAX_CONFIG, MessageError, Region, Request, RingAddresses, RingFd,
+};
 use crate::{
     devices::{
         DeviceError, Progress, VirtioDevice,
@@ -155,7 +158,11 @@ impl Backend {
     /// Lets the device work. A driver that breaks the rules of a queue stops them all, until the front end sets
     /// them up again.
     pub fn run(&mut self) -> (Progress, Option<DeviceError>) {
-        match self.device.run() {
+        let result = self.device.run();
+        if self.device.config_changed() {
+            self.tell_of_config();
+        }
+        match result {
             Ok(progress) => (progress, None),
             Err(error) => {
                 for ring in &self.rings {
@@ -166,6 +173,20 @@ impl Backend {
                 self.stop_all();
                 (Progress::Idle, Some(error))
             }
+        }
+    }
+
+    /// Tells the front end to look at the configuration space again, if it wants to be told such things.
+    fn tell_of_config(&self) {
+        const BOTH: u64 = P_BACKEND_REQ | P_CONFIG;
+        if let Some(socket) = self
+            .backend_fd
+            .as_ref()
+            .filter(|_| self.protocol & BOTH == BOTH)
+        {
+            // A front end that does not read what it asked for does without.
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let _ = send(socket, &CONFIG_CHANGED, flags);
         }
     }
 

@@ -19,6 +19,9 @@ const VERSION_MASK: u32 = 0b11;
 const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 
+/// A request of ours, without a body: the configuration space has changed. Number 2, this version of the protocol, no reply.
+pub const CONFIG_CHANGED: [u8; HEADER_LEN] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
 /// Index and "no descriptor" flag of the messages that carry a ring's event descriptor.
 const RING_INDEX_MASK: u64 = 0xff;
 const RING_NO_FD: u64 = 1 << 8;

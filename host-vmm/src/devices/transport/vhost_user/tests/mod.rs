@@ -18,6 +18,7 @@ use std::{
 use super::{Failure, Server, message::HEADER_LEN};
 use crate::{
     devices::{
+        VirtioDevice,
         testing::DriverQueue,
         vsock::{HostPorts, Vsock},
     },
@@ -111,6 +112,11 @@ fn wait_readable(fd: BorrowedFd<'_>) {
 
 impl FrontEnd {
     fn new() -> Self {
+        let (device, hosts) = vsock();
+        Self::of(device, hosts)
+    }
+
+    fn of(device: Box<dyn VirtioDevice>, hosts: mpsc::Receiver<UnixStream>) -> Self {
         let shared = SharedMemory::create(MEMORY).unwrap();
         let whole = Placement {
             guest: 0,
@@ -118,7 +124,6 @@ impl FrontEnd {
             len: MEMORY,
         };
         let memory = shared.map(&[whole]).unwrap();
-        let (device, hosts) = vsock();
         let (socket, theirs) = UnixStream::pair().unwrap();
         socket
             .set_read_timeout(Some(Duration::from_secs(20)))
@@ -174,10 +179,15 @@ impl FrontEnd {
     fn set_up(&mut self) {
         let features = self.ask_u64(GET_FEATURES);
         assert_eq!(features, 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28);
+        self.accept(features, 3);
+    }
+
+    /// The same with these features, and a device of so many queues.
+    fn accept(&mut self, features: u64, queues: u64) {
         let protocol = self.ask_u64(GET_PROTOCOL_FEATURES);
         assert_eq!(protocol, 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9);
         self.send(SET_PROTOCOL_FEATURES, &longs(&[protocol]), &[]);
-        assert_eq!(self.ask_u64(GET_QUEUE_NUM), 3);
+        assert_eq!(self.ask_u64(GET_QUEUE_NUM), queues);
         self.send(SET_OWNER, &[], &[]);
         self.send(SET_FEATURES, &longs(&[features]), &[]);
         // Two regions; the descriptor is of something else entirely, which must not matter.

@@ -5,6 +5,7 @@ use std::io::Write;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::devices::net::{Net, Stream};
 
 #[test]
 fn a_whole_session() {
@@ -94,6 +95,36 @@ fn a_whole_session() {
     drop(socket);
     wait_readable(server.ended());
     assert_eq!(server.failure(), None);
+}
+
+#[test]
+fn a_change_of_configuration_is_told_once_to_a_front_end_that_listens() {
+    let (link, peer) = UnixStream::pair().unwrap();
+    let net = Net::new([2, 0, 0, 0, 0, 1], None, Box::new(Stream::new(link)));
+    let (_, hosts) = mpsc::channel();
+    let mut front = FrontEnd::of(Box::new(net), hosts);
+    let features = front.ask_u64(GET_FEATURES);
+    front.accept(features, 2);
+    let (backend, mut ours) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    front.send(SET_BACKEND_FD, &[], &[backend.as_fd()]);
+    drop(backend);
+    let rx = DriverQueue::new(0x1_0000, 8);
+    let [kick, call] = [(); 2].map(|()| new_eventfd());
+    front.set_ring(0, &rx, &kick, &call);
+    let status = |front: &mut FrontEnd| {
+        let reply = front.ask(GET_CONFIG, &words(&[6, 2, 0, 0])[..14]);
+        reply[12..].to_vec()
+    };
+    assert_eq!(status(&mut front), [1, 0]);
+    drop(peer);
+    let mut told = [0; 12];
+    ours.read_exact(&mut told).unwrap();
+    assert_eq!(told.to_vec(), words(&[2, 1, 0]));
+    assert_eq!(status(&mut front), [0, 0]);
+    drop(front);
+    assert_eq!(ours.read(&mut told).unwrap(), 0);
 }
 
 /// Bytes in a packet.
