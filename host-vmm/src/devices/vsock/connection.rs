@@ -10,7 +10,10 @@ use std::{
 
 use rustix::net::SendFlags;
 
-use super::packet::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op, shutdown};
+use super::{
+    credit,
+    packet::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op, shutdown},
+};
 use crate::{
     devices::{
         event_loop::{Interest, Registry},
@@ -149,8 +152,8 @@ impl Connection {
         ranges: &[Range],
         len: u32,
     ) -> Result<(), Violation> {
-        let held = (self.received - self.forwarded).0;
-        if self.guest_closed & shutdown::SEND != 0 || len > BUF_ALLOC - held.min(BUF_ALLOC) {
+        let room = credit::room(BUF_ALLOC, self.received, self.forwarded);
+        if self.guest_closed & shutdown::SEND != 0 || len > room {
             return Err(Violation);
         }
         self.received += len;
@@ -330,10 +333,9 @@ impl Connection {
         Ok(None)
     }
 
-    /// Bytes that the guest has room for. Nonsense from the guest means none.
+    /// Bytes that the guest has room for.
     fn credit(&self) -> u32 {
-        let held = (self.sent - self.guest_fwd_cnt).0;
-        self.guest_buf_alloc.saturating_sub(held)
+        credit::room(self.guest_buf_alloc, self.sent, self.guest_fwd_cnt)
     }
 
     fn count_forwarded(&mut self, count: usize) {

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 
 mod connection;
 mod connections;
+mod credit;
 mod device;
 mod packet;
 #[cfg(test)]

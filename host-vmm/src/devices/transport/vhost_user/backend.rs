@@ -493,3 +493,59 @@ fn nonblocking(descriptor: Option<OwnedFd>) -> Option<OwnedFd> {
         }
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    /// Every address of two regions, wherever they lie and however they overlap in the front end's numbers, against sums that
+    /// cannot overflow. A region whose end in the guest has no address is never mapped.
+    #[test]
+    fn an_address_is_translated_by_the_first_region_that_has_it() {
+        let memory = SharedMemory::create(PAGE).unwrap();
+        let whole = Placement {
+            guest: 0,
+            offset: 0,
+            len: PAGE,
+        };
+        let memory = Arc::new(memory.map(&[whole]).unwrap());
+        let places = [0, 1, 2, 3, u64::MAX - 2, u64::MAX - 1, u64::MAX];
+        let mut regions = Vec::new();
+        for user in places {
+            for size in [0, 1, 2, 3, u64::MAX] {
+                for guest in [0, 8, u64::MAX - 1]
+                    .into_iter()
+                    .filter(|guest: &u64| guest.checked_add(size).is_some())
+                {
+                    regions.push(Region {
+                        guest,
+                        size,
+                        user,
+                        offset: 0,
+                    });
+                }
+            }
+        }
+        for first in &regions {
+            for second in &regions {
+                let mapped = Mapped {
+                    regions: vec![*first, *second],
+                    memory: Arc::clone(&memory),
+                };
+                for address in places {
+                    let found = mapped.translate(address).map(|found| u128::from(found.0));
+                    let expected = [first, second].into_iter().find(|region| {
+                        let start = u128::from(region.user);
+                        (start..start + u128::from(region.size)).contains(&u128::from(address))
+                    });
+                    let expected = expected
+                        .map(|region| u128::from(region.guest) + u128::from(address - region.user));
+                    assert_eq!(found, expected, "{address:#x} in {first:?} {second:?}");
+                }
+            }
+        }
+    }
+}
