@@ -228,7 +228,7 @@ impl Info {
         text += &output::table(&["ACCELERATOR", "USABLE", "REASON"], &rows);
         text.push('\n');
         text += &output::table(
-            &["LAYER OF UM", "HERE", "WHAT IT DOES, OR HOW TO HAVE IT"],
+            &["LAYER", "HERE", "WHAT IT DOES, OR HOW TO HAVE IT"],
             &self.walls(),
         );
         text.push('\n');

@@ -47,7 +47,7 @@ impl Layer {
     pub const fn what(self) -> &'static str {
         match self {
             Self::Privileges => "no capabilities, and no way to get any",
-            Self::Filter => "some seventy system calls, and no others",
+            Self::Filter => "the system calls that it needs, and no others",
             Self::User => "it is not root, nor anybody else",
             Self::Limits => "how much it can use up",
             Self::Landlock => "no file can be opened, no port be reached",

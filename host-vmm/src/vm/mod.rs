@@ -15,7 +15,11 @@ use std::{fs::File, io, os::fd::BorrowedFd, path::PathBuf};
 
 pub use select::{Accelerator, Isolation, NoAccelerator, Verdict, decide, open, verdicts};
 
-use crate::{devices::vsock::HostPorts, sandbox::Sandbox};
+use crate::{
+    devices::vsock::HostPorts,
+    report::Report,
+    sandbox::{self, Sandbox},
+};
 
 /// What a VM is made of. Plain data, checked once by whoever builds it.
 pub struct VmConfig {
@@ -162,6 +166,32 @@ pub enum VmError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// What confines a machine that is a process, for people: the layers that this host does not permit are named.
+///
+/// # Errors
+/// It cannot be confined, and what to do.
+fn confined_process() -> Result<String, String> {
+    let missing = sandbox::probe().map_err(|error| Report::of(&error).causes.join(": "))?;
+    let least = missing.iter().find(|missing| missing.layer.is_minimum());
+    if let Some(missing) = least {
+        return Err(format!(
+            "its process cannot be confined; {}, or choose --sandbox weak",
+            missing.remedy()
+        ));
+    }
+    let names: Vec<String> = missing
+        .iter()
+        .map(|missing| missing.layer.to_string())
+        .collect();
+    Ok(match names.is_empty() {
+        true => "a confined process".to_owned(),
+        false => format!(
+            "a confined process, without what this host does not permit: {}",
+            names.join(", ")
+        ),
+    })
 }
 
 /// Name under `/dev` of the virtio block device at `index`: `vda`, `vdb`, …

@@ -55,6 +55,9 @@ pub const NO_ROOM: i32 = 4;
 pub const FAILED: i32 = 5;
 pub const FORBIDDEN: i32 = 6;
 
+/// Bytes of a processor's thread's stack. There may be many, and what they do is little.
+const STACK: usize = 256 << 10;
+
 /// Why a machine cannot be made.
 #[derive(Debug, thiserror::Error)]
 enum MachineError {
@@ -174,6 +177,7 @@ impl Machine {
             let (shared, calls) = (Arc::clone(&shared), Arc::clone(&vcpu_filter));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu {index}"))
+                .stack_size(STACK)
                 .spawn(move || vcpu::run(vcpu, &shared, &calls))
                 .map_err(step("start a processor's thread"))?;
             threads.push(thread);

@@ -86,13 +86,15 @@ impl Hypervisor for Kvm {
         "kvm"
     }
 
+    /// Whether Linux runs on it was found out before.
     fn probe(&self) -> Result<(), String> {
         access().map_err(|error| error.to_string())
     }
 
     fn describe(&self) -> Result<String, String> {
         self.probe()?;
-        Ok("hardware virtualization, driven by a confined process".to_owned())
+        let process = super::confined_process()?;
+        Ok(format!("hardware virtualization, driven by {process}"))
     }
 
     fn disk_device(&self, index: usize) -> String {

@@ -33,7 +33,6 @@ use crate::{
         transport::vhost_user::Server,
         vsock::Vsock,
     },
-    report::Report,
     sandbox::{self, Forbidden, Needs, Plan, Sandbox},
 };
 
@@ -82,25 +81,7 @@ impl Hypervisor for Um {
 
     fn describe(&self) -> Result<String, String> {
         self.probe()?;
-        let missing = sandbox::probe().map_err(|error| Report::of(&error).causes.join(": "))?;
-        let least = missing.iter().find(|missing| missing.layer.is_minimum());
-        if let Some(missing) = least {
-            return Err(format!(
-                "its kernel cannot be confined; {}, or choose --sandbox weak",
-                missing.remedy()
-            ));
-        }
-        let names: Vec<String> = missing
-            .iter()
-            .map(|missing| missing.layer.to_string())
-            .collect();
-        Ok(match names.is_empty() {
-            true => "a confined process".to_owned(),
-            false => format!(
-                "a confined process, without what this host does not permit: {}",
-                names.join(", ")
-            ),
-        })
+        super::confined_process()
     }
 
     fn disk_device(&self, index: usize) -> String {
