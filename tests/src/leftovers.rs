@@ -12,6 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Names of files that stay: locks, and what is known of the host.
 const STAYING: [&str; 2] = ["lock", "kvm-verdict"];
 
+/// The first argument of `vmm` where it is a machine.
+const KVM_MACHINE: &str = "kvm-machine";
+
 /// Most bytes of a process's arguments that are shown.
 const SHOWN: usize = 240;
 
@@ -50,10 +53,11 @@ impl Process {
         })
     }
 
-    /// Whether it runs the `vmm` command.
+    /// Whether it is the `vmm` command or a supervisor, and not a machine that is the same program.
     #[must_use]
     pub fn is_vmm(&self) -> bool {
         self.program.file_name() == Some(OsStr::new("vmm"))
+            && self.arguments.split(' ').nth(1) != Some(KVM_MACHINE)
     }
 }
 
@@ -108,12 +112,14 @@ fn describe(pid: Pid) -> Process {
     }
 }
 
-/// Whether it is of a kernel that runs as a process, and whoever started that is no more.
+/// Whether it is of a machine that is a process with nothing of its root in sight, and whoever started that is no more.
 fn is_stray(pid: Pid) -> bool {
     const STUB: &[u8] = b"/memfd:uml-userspace";
     let program = std::fs::read_link(file_of(pid, "exe")).unwrap_or_default();
-    let of_a_machine =
-        program.ends_with("um/vmlinux") || program.as_os_str().as_bytes().starts_with(STUB);
+    let arguments = std::fs::read(file_of(pid, "cmdline")).unwrap_or_default();
+    let of_a_machine = program.ends_with("um/vmlinux")
+        || program.as_os_str().as_bytes().starts_with(STUB)
+        || arguments.split(|&byte| byte == 0).nth(1) == Some(KVM_MACHINE.as_bytes());
     of_a_machine && parent(pid).is_some_and(|parent| parent.is_init())
 }
 

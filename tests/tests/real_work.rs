@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(400);
 /// The store in which the image is, if there is one and it can be worked in.
 fn store() -> Result<PathBuf, String> {
     if accelerator() != "um" {
-        return Err("emulated, it takes many times as long".to_owned());
+        return Err("emulated, or on an emulated host, it takes many times as long".to_owned());
     }
     let store = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../out/test/work");
     let missing = |_| "its image was not made: make test-work makes it".to_owned();
