@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{CONFIGURATION, NEEDS_RESET};
+use crate::devices::VirtioDevice;
 
 /// 32-bit words of a page.
 const WORDS: usize = 1024;
@@ -12,6 +13,11 @@ const WORDS: usize = 1024;
 /// Registers that both halves of a device may change, by their offsets (virtio 1.2 §4.2.2).
 const INTERRUPTS: u64 = 0x60;
 const STATUS: u64 = 0x70;
+
+/// `ConfigGeneration`, and the configuration space, with how much of it there is.
+const GENERATION: u64 = 0xfc;
+pub(super) const CONFIG: u64 = 0x100;
+pub(super) const CONFIG_LEN: usize = 256;
 
 /// A device's registers as they are read, in the order of bytes in which they are (§4.2.2: little-endian).
 #[derive(Debug)]
@@ -49,6 +55,25 @@ impl Page {
     /// Sets the word at a multiple of 4, which is in the page.
     pub(super) fn set(&self, offset: u64, value: u32) {
         self.word(offset).store(value.to_le(), Ordering::Release);
+    }
+
+    /// Shows a device's configuration space. Who reads it meanwhile sees that by its generation, before and after
+    /// (§2.5.1).
+    pub(super) fn show_config(&self, device: &dyn VirtioDevice) {
+        let mut config = [0; CONFIG_LEN];
+        device.read_config(0, &mut config);
+        let generation = self.get(GENERATION);
+        self.set(GENERATION, generation.wrapping_add(1));
+        for (offset, word) in (CONFIG..).step_by(4).zip(config.as_chunks::<4>().0) {
+            self.set(offset, u32::from_le_bytes(*word));
+        }
+        self.set(GENERATION, generation.wrapping_add(2));
+    }
+
+    /// The driver is to look at the configuration space.
+    pub(super) fn config_changed(&self, device: &dyn VirtioDevice) {
+        self.show_config(device);
+        self.add_interrupt(CONFIGURATION);
     }
 
     pub(super) fn add_interrupt(&self, bit: u32) {

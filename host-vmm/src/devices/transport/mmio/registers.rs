@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{NEEDS_RESET, Page};
+use super::{
+    NEEDS_RESET, Page,
+    page::{CONFIG, CONFIG_LEN},
+};
 use crate::devices::{VirtioDevice, transport::RING_FEATURES};
 
 /// Bytes of address space that a device takes.
@@ -13,10 +16,6 @@ pub const QUEUE_NOTIFY: u64 = 0x50;
 
 /// Offset of the register that is written to say that interrupts were taken.
 pub const INTERRUPT_ACK: u64 = 0x64;
-
-/// Offset of the configuration space, and how much of it there is.
-const CONFIG: u64 = 0x100;
-const CONFIG_LEN: usize = 256;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -91,12 +90,7 @@ impl Registers {
         for offset in [0xb0, 0xb4, 0xb8, 0xbc] {
             page.set(offset, u32::MAX);
         }
-        // What is shown never changes, and neither does its generation.
-        let mut config = [0; CONFIG_LEN];
-        device.read_config(0, &mut config);
-        for (offset, word) in (CONFIG..).step_by(4).zip(config.as_chunks::<4>().0) {
-            page.set(offset, u32::from_le_bytes(*word));
-        }
+        page.show_config(device);
         let queues = device.queue_sizes().iter().map(|&max| Queue {
             max,
             ..Queue::default()

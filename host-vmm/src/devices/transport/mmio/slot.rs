@@ -71,7 +71,10 @@ impl Slot {
                 // Again: it may have broken down meanwhile.
                 self.page.reset();
             }
-            Request::Configure { offset, data } => self.device.write_config(offset, &data),
+            Request::Configure { offset, data } => {
+                self.device.write_config(offset, &data);
+                self.page.show_config(&*self.device);
+            }
             Request::Kick(index) => self.kick(index),
         }
     }
@@ -93,13 +96,18 @@ impl Slot {
     /// # Errors
     /// What is wrong with the host, and not with the driver.
     pub fn run(&mut self) -> Result<Progress, DeviceError> {
-        match self.device.run() {
+        let progress = match self.device.run() {
             Err(DeviceError::Queue(error)) => {
                 self.give_up(&error);
-                Ok(Progress::Idle)
+                Progress::Idle
             }
-            other => other,
+            other => other?,
+        };
+        if self.device.config_changed() {
+            self.page.config_changed(&*self.device);
+            self.irq.raise();
         }
+        Ok(progress)
     }
 
     /// Takes what the driver had made available before it went: at most the rings' length of it.

@@ -15,8 +15,12 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Irq, Registers, Request, Slot};
 use crate::{
     devices::{
+        DeviceError, Progress, VirtioDevice,
+        balloon::Balloon,
         block::{Block, Disk},
+        event_loop::{Readiness, Registry},
         testing::{DriverQueue, Random},
+        virtqueue::Virtqueue,
     },
     vm::memory::{GuestMemory, Placement, SharedMemory},
 };
@@ -49,6 +53,16 @@ impl Irq for Count {
     }
 }
 
+/// A disk of 1 MiB with something in its second sector.
+fn disk() -> Disk {
+    let file: File = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC)
+        .unwrap()
+        .into();
+    file.set_len(1 << 20).unwrap();
+    file.write_all_at(b"on the disk", 512).unwrap();
+    Disk::new(file, false, false).unwrap()
+}
+
 struct Machine {
     slot: Slot,
     registers: Registers,
@@ -59,12 +73,10 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let file: File = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC)
-            .unwrap()
-            .into();
-        file.set_len(1 << 20).unwrap();
-        file.write_all_at(b"on the disk", 512).unwrap();
-        let disk = Disk::new(file, false, false).unwrap();
+        Self::with(Box::new(Block::new(disk())))
+    }
+
+    fn with(device: Box<dyn VirtioDevice>) -> Self {
         let whole = Placement {
             guest: 0,
             offset: 0,
@@ -74,7 +86,7 @@ impl Machine {
         let memory = Arc::new(shared.map(&[whole]).unwrap());
         let irq = Arc::new(Count(AtomicUsize::new(0)));
         let line: Arc<dyn Irq> = Arc::clone(&irq) as _;
-        let (slot, registers) = Slot::new(Box::new(Block::new(disk)), Arc::clone(&memory), line);
+        let (slot, registers) = Slot::new(device, Arc::clone(&memory), line);
         Self {
             slot,
             registers,
@@ -421,4 +433,77 @@ fn what_is_asked_of_the_device_is_what_was_written() {
         data: vec![1, 2],
     };
     assert_eq!(configure, Some(expected));
+}
+
+#[test]
+fn what_a_driver_configures_is_read_again_with_another_generation() {
+    const GENERATION: u64 = 0xfc;
+    const ACTUAL: u64 = 0x104;
+    let mut machine = Machine::with(Box::new(Balloon::new(3)));
+    machine.start();
+    assert_eq!([machine.read(0x100), machine.read(ACTUAL)], [3, 0]);
+    let before = machine.read(GENERATION);
+    machine.write(ACTUAL, 2);
+    assert_eq!([machine.read(0x100), machine.read(ACTUAL)], [3, 2]);
+    assert_ne!(machine.read(GENERATION), before);
+    // The driver was told of nothing that it did itself.
+    assert_eq!(machine.read(INTERRUPTS), 0);
+}
+
+#[test]
+fn what_changes_by_itself_is_told() {
+    let mut machine = Machine::with(Box::new(Changing::default()));
+    machine.write(STATUS, 3);
+    assert_eq!(machine.read(0x100), 1);
+    assert_eq!((machine.read(INTERRUPTS), machine.interrupted()), (2, 1));
+    machine.write(ACKNOWLEDGE, 2);
+    assert_eq!((machine.read(0x100), machine.read(INTERRUPTS)), (1, 0));
+}
+
+/// A device whose configuration space changes once.
+#[derive(Default)]
+struct Changing(u8);
+
+impl VirtioDevice for Changing {
+    fn device_type(&self) -> u32 {
+        0
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[]
+    }
+
+    fn read_config(&self, _offset: u32, data: &mut [u8]) {
+        data[0] = self.0;
+    }
+
+    fn config_changed(&mut self) -> bool {
+        std::mem::replace(&mut self.0, 1) == 0
+    }
+
+    fn attach(&mut self, _registry: Registry) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn start_queue(&mut self, _index: usize, _queue: Virtqueue) {}
+
+    fn stop_queue(&mut self, _index: usize) -> Option<Virtqueue> {
+        None
+    }
+
+    fn queue(&mut self, _index: usize) -> Option<&mut Virtqueue> {
+        None
+    }
+
+    fn kick(&mut self, _index: usize) {}
+
+    fn ready(&mut self, _token: u32, _readiness: Readiness) {}
+
+    fn run(&mut self) -> Result<Progress, DeviceError> {
+        Ok(Progress::Idle)
+    }
 }
