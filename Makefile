@@ -97,8 +97,8 @@ test-work: build image ## Programs that people run, in an image of Debian's pack
 	@scripts/work-image out/bin/vmm out/test/work
 	@VMM_TEST_ACCEL=um cargo test --locked -p end-to-end --test real_work
 
-soak: setup-tests build image out/test/vmm ## What takes an hour: ROUNDS of every kind of bad luck, RUNS in a row
-	@scripts/soak "$(ROUNDS)" "$(RUNS)"
+soak: setup-tests build image out/test/vmm ## What takes hours: ROUNDS of every kind of bad luck, RUNS in a row, FUZZ_SECONDS of fuzzing
+	@scripts/soak "$(ROUNDS)" "$(RUNS)" "$(FUZZ_SECONDS)"
 
 fuzz: setup ## Look for bytes that break what reads them, FUZZ_SECONDS for each target; what was learned is kept
 	@scripts/fuzz "$(FUZZ_SECONDS)" $(FUZZ) $(FUZZ_INPUT)

@@ -60,6 +60,10 @@ impl Hashes {
     /// The file cannot be read, or changes meanwhile. That nothing can be remembered is no error.
     pub fn compute(&self, path: &Path) -> io::Result<String> {
         let file = File::open(path)?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "held against a file's times, which are those of the same clock"
+        )]
         let now = SystemTime::now();
         let before = file.metadata()?;
         let hash = sha256::of_reader(&file)?;

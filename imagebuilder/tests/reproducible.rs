@@ -50,6 +50,7 @@ impl Builder {
         fs::write(&path, content).unwrap();
         let (mode, age) = self.sources;
         let file = fs::File::options().write(true).open(&path).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a file's time")]
         file.set_modified(SystemTime::now() - age).unwrap();
         fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     }

@@ -11,6 +11,10 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// `CLOCK_MONOTONIC` in ns.
 pub fn monotonic_ns() -> u64 {
     // Every kernel has this clock, and it starts at zero.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the monotonic clock, as a number for the host"
+    )]
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
         return 0;
     };

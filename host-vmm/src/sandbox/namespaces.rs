@@ -19,6 +19,7 @@ use rustix::{
 use super::{
     EMPTY,
     guard::{self, Guard},
+    layers::is_forbidden,
 };
 
 /// Whether a process has namespaces of its own.
@@ -78,8 +79,8 @@ pub fn fork(child: impl Fn(Namespaces) -> i32) -> io::Result<Forked> {
                 guard: None,
             });
         }
-        // Forbidden, switched off, or used up; or nobody may say who is who there.
-        Err(error) => error,
+        Err(error) if is_refusal(&error) => error,
+        Err(error) => return Err(error),
     };
     let (pid, pidfd, guard) = guard::fork(|| child(Namespaces::Shared))?;
     Ok(Forked {
@@ -88,6 +89,13 @@ pub fn fork(child: impl Fn(Namespaces) -> i32) -> io::Result<Forked> {
         refused: Some(refused),
         guard: Some(guard),
     })
+}
+
+/// Whether there are no namespaces to be had here: they are forbidden, switched off, or used up, or nobody may say who is
+/// who there, as without `/proc` or with one that is read-only. Anything else is no reason to do without.
+fn is_refusal(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    is_forbidden(error) || matches!(errno, Some(Errno::NOENT | Errno::ROFS))
 }
 
 /// The same in namespaces of its own.

@@ -5,7 +5,7 @@
 //! ```text
 //! kernel/download/           tarballs that no installed package has
 //! kernel/hashes/             the SHA-256 of each tarball that was seen
-//! kernel/source/<sha256>/    an unpacked tarball, patched
+//! kernel/source/<sha256>/    an unpacked tarball, patched; the last few
 //! kernel/build/<variant>/    object files, by which a changed option costs less than everything
 //! kernel/built/<sha256>/     vmlinux and config, by everything that they depend on, and their hashes
 //! ```
@@ -22,6 +22,7 @@ mod package;
 mod patches;
 mod source;
 mod toolchain;
+mod tree;
 mod variant;
 
 pub use error::Error;
@@ -40,6 +41,7 @@ use crate::progress::Progress;
 use crate::sha256;
 use build::Build;
 use source::Source;
+use tree::Tree;
 
 /// Changes whenever this module makes other kernels of the same input.
 const RECIPE: u32 = 1;
@@ -95,7 +97,7 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Origin, Error> {
         toolchain::check()?;
         let tree = source.unpack(&variant, &cache, progress)?;
         let builds = cache.join("build");
-        let build = Build::open(&builds, &variant, &tree, &source.identity, progress)?;
+        let build = Build::open(&builds, &variant, tree.path(), &source.identity, progress)?;
         // Somebody may have built it while we waited.
         if !built.exists() {
             let kernel = build.run(&request.local_version, request.jobs, progress)?;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Patches, Variant, child, download, lock, package};
+use super::{Error, Patches, Tree, Variant, child, download, lock, package};
 use crate::hashes::Hashes;
 use crate::manifest::Origin;
 use crate::progress::Progress;
@@ -67,25 +67,27 @@ impl Source {
         })
     }
 
-    /// Unpacks the source of `variant` below `cache` and patches it, unless that is done, and gives the directory.
+    /// Unpacks the source of `variant` below `cache` and patches it, unless that is done.
     pub(super) fn unpack(
         &self,
         variant: &Variant,
         cache: &Path,
         progress: &Progress,
-    ) -> Result<PathBuf, Error> {
+    ) -> Result<Tree, Error> {
         let sources = cache.join("source");
         let directory = sources.join(&self.identity[..16]);
-        if !directory.exists() {
-            let lock = lock::lock(&sources, progress)?;
-            // Somebody may have done it while we waited.
-            if !directory.exists() {
-                let step = format!("Unpacking {}, once", self.tarball.display());
-                let step = progress.step(step);
-                self.unpack_to(&directory, variant, &sources, &lock)?;
-                step.finish();
+        let open = || Tree::open(&directory).map_err(|source| Error::write(&directory, source));
+        let tree = match open()? {
+            Some(tree) => tree,
+            None => {
+                let lock = lock::lock(&sources, progress)?;
+                // Somebody may have done it while we waited.
+                match open()? {
+                    Some(tree) => tree,
+                    None => self.unpack_to(&directory, variant, &lock, progress)?,
+                }
             }
-        }
+        };
         let release = self.check(&directory, &variant.series)?;
         if let Some(package) = variant.package.as_ref().filter(|it| it.tried != release) {
             let (name, tried) = (&variant.name, &package.tried);
@@ -93,19 +95,20 @@ impl Source {
                 "the kernel {name} was made with Linux {tried}; going on with {release}"
             ));
         }
-        Ok(directory)
+        Ok(tree)
     }
 
-    /// Unpacks to `directory`, which appears whole or not at all. The lock on `sources` is held.
+    /// Unpacks to `directory`, which appears whole or not at all. The `lock` on what it lies in is held.
     fn unpack_to(
         &self,
         directory: &Path,
         variant: &Variant,
-        sources: &Path,
         lock: &File,
-    ) -> Result<(), Error> {
-        let failed = |source| Error::write(sources, source);
-        let beside = sources.join("unpacking");
+        progress: &Progress,
+    ) -> Result<Tree, Error> {
+        let step = progress.step(format!("Unpacking {}, once", self.tarball.display()));
+        let failed = |source| Error::write(directory, source);
+        let beside = directory.with_file_name("unpacking");
         // An unpacking that was killed has left it.
         remove(&beside).map_err(failed)?;
         std::fs::create_dir(&beside).map_err(failed)?;
@@ -115,7 +118,7 @@ impl Source {
         tar.arg("--file").arg(&self.tarball);
         tar.arg("--directory").arg(&beside);
         let what = format!("Unpacking {}", self.tarball.display());
-        let log = sources.join("unpack.log");
+        let log = directory.with_file_name("unpack.log");
         remove(&log).map_err(failed)?;
         child::run("tar", tar, &what, &log, lock, |_| ())?;
         // That a patch does not fit another series would say less.
@@ -130,7 +133,12 @@ impl Source {
             },
             _ => error,
         })?;
-        std::fs::rename(&beside, directory).map_err(failed)
+        std::fs::rename(&beside, directory).map_err(failed)?;
+        let tree = Tree::open(directory).map_err(failed)?;
+        let tree = tree.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        tree.remove_others(&beside).map_err(failed)?;
+        step.finish();
+        Ok(tree)
     }
 
     /// Checks that the source in `directory` is of `series`, and gives its release.
@@ -237,10 +245,10 @@ mod tests {
         let unpack = || source.unpack(&variant, folder.path(), &Progress::silent());
         // What a killed one has left is in nobody's way.
         std::fs::create_dir_all(folder.path().join("source/unpacking/old")).unwrap();
-        let directory = unpack().unwrap();
+        let directory = unpack().unwrap().path().to_path_buf();
         assert_eq!(std::fs::read(directory.join("Makefile")).unwrap(), MAKEFILE);
         std::fs::write(directory.join("mark"), "").unwrap();
-        assert_eq!(unpack().unwrap(), directory);
+        assert_eq!(unpack().unwrap().path(), directory);
         assert!(directory.join("mark").exists());
         assert!(!folder.path().join("source/unpacking").exists());
     }
@@ -259,8 +267,8 @@ mod tests {
     fn the_release_is_told_by_the_source() {
         let folder = Folder::new("kernel-release");
         let source = find(&folder, &tarball(&folder, MAKEFILE)).unwrap();
-        let directory = source.unpack(&variant("6.12"), folder.path(), &Progress::silent());
-        let release = source.check(&directory.unwrap(), "6.12");
+        let tree = source.unpack(&variant("6.12"), folder.path(), &Progress::silent());
+        let release = source.check(tree.unwrap().path(), "6.12");
         assert_eq!(release.unwrap(), "6.12.1");
     }
 

@@ -27,6 +27,10 @@ impl Reading {
         let mut best = (u64::MAX, Self { tsc: 0, ns: 0 });
         for _ in 0..ATTEMPTS {
             let before = counter();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the monotonic clock, which is compared with another counter"
+            )]
             let now = clock_gettime(ClockId::Monotonic);
             let took = counter().wrapping_sub(before);
             // The monotonic clock starts at zero.
