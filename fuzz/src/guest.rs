@@ -101,20 +101,34 @@ impl Ring {
 
     /// The device's side of it, from the beginning.
     pub fn start(&mut self, memory: &Arc<GuestMemory>, event_idx: bool) -> Virtqueue {
+        self.clear(memory);
+        let [descriptors, available, used] = self.parts().map(GuestAddress);
+        let mut ring = Queue::new(self.size).expect("a power of two");
+        ring.try_set_desc_table_address(descriptors)
+            .expect("aligned");
+        ring.try_set_avail_ring_address(available).expect("aligned");
+        ring.try_set_used_ring_address(used).expect("aligned");
+        ring.set_event_idx(event_idx);
+        Virtqueue::new(ring, Arc::clone(memory), Box::new(Nobody)).expect("rings in memory")
+    }
+
+    /// How many descriptors it has.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Where its parts are: descriptors, available and used ring.
+    pub fn parts(&self) -> [u64; 3] {
+        [0, 0x1000, 0x2000].map(|offset| self.base + offset)
+    }
+
+    /// Begins anew, as its driver sees it.
+    pub fn clear(&mut self, memory: &GuestMemory) {
         (self.next, self.available, self.used) = (0, 0, 0);
         // The indices; the rest is as it was.
         for at in [self.base + 0x1000, self.base + 0x2000] {
             memory.write_obj(0_u32, GuestAddress(at)).expect("a ring");
         }
-        let part = |offset| GuestAddress(self.base + offset);
-        let mut ring = Queue::new(self.size).expect("a power of two");
-        ring.try_set_desc_table_address(part(0)).expect("aligned");
-        ring.try_set_avail_ring_address(part(0x1000))
-            .expect("aligned");
-        ring.try_set_used_ring_address(part(0x2000))
-            .expect("aligned");
-        ring.set_event_idx(event_idx);
-        Virtqueue::new(ring, Arc::clone(memory), Box::new(Nobody)).expect("rings in memory")
     }
 
     /// Head of the chain that is added next.

@@ -6,6 +6,7 @@
 //!
 //! `make fuzz` runs them. Their seeds in `seeds/` are run by the tests, too.
 
+mod devices;
 mod driver;
 mod guest;
 mod input;
@@ -21,15 +22,19 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 18] = [
     target("agent-guest", targets::agent::from_guest),
     target("agent-host", targets::agent::from_host),
     target("balloon", targets::balloon::run),
     target("block", targets::block::run),
+    target("boot", targets::boot::run),
+    target("bus", targets::bus::run),
     target("config", targets::config::run),
     target("image", targets::image::run),
     target("kernel", targets::kernel::run),
     target("layers", targets::layers::run),
+    target("link", targets::link::run),
+    target("mmio", targets::mmio::run),
     target("net", targets::net::run),
     target("records", targets::records::run),
     target("reference", targets::reference::run),

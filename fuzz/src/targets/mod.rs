@@ -3,10 +3,14 @@
 pub mod agent;
 pub mod balloon;
 pub mod block;
+pub mod boot;
+pub mod bus;
 pub mod config;
 pub mod image;
 pub mod kernel;
 pub mod layers;
+pub mod link;
+pub mod mmio;
 pub mod net;
 pub mod records;
 pub mod reference;

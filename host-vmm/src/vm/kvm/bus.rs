@@ -37,6 +37,7 @@ pub enum End {
 pub struct Asked {
     /// Of which device.
     pub slot: usize,
+    /// What.
     pub request: Request,
     /// Told when it is done.
     pub done: SyncSender<()>,

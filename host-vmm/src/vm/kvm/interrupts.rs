@@ -8,7 +8,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Error, VmFd};
 
-use super::{ioapic::IoApic, layout};
+use super::{
+    ioapic::{IoApic, Message},
+    layout,
+};
 
 /// Has KVM make local APICs only. Before there is any processor.
 ///
@@ -23,18 +26,21 @@ pub fn split(vm: &VmFd) -> Result<(), Error> {
     vm.enable_cap(&cap)
 }
 
-/// A machine's lines. Kept for as long as the machine, it keeps that, too.
+/// Tells whoever delivers interrupts what those lines are to become that are not masked; all others are nothing.
+pub type Route = Box<dyn Fn(&[(u32, Message)]) -> Result<(), Error> + Send + Sync>;
+
+/// A machine's lines.
 pub struct Interrupts {
-    vm: VmFd,
+    route: Route,
     apic: Mutex<IoApic>,
 }
 
 impl Interrupts {
     /// So many lines, which all are masked. A kernel looks at each of them.
-    pub fn new(vm: VmFd, lines: u32) -> Self {
+    pub fn new(lines: u32, route: Route) -> Self {
         let lines = u8::try_from(lines).unwrap_or(u8::MAX);
         Self {
-            vm,
+            route,
             apic: Mutex::new(IoApic::new(lines)),
         }
     }
@@ -54,15 +60,18 @@ impl Interrupts {
     pub fn write(&self, offset: u64, value: u32) -> Result<(), Error> {
         let mut apic = self.apic.lock().unwrap_or_else(PoisonError::into_inner);
         match apic.write(offset, value) {
-            true => self.route(&apic),
+            true => (self.route)(&apic.messages().collect::<Vec<_>>()),
             false => Ok(()),
         }
     }
+}
 
-    fn route(&self, apic: &IoApic) -> Result<(), Error> {
-        let entries = apic.messages().map(|(line, message)| {
+/// Tells KVM. Kept for as long as the machine, it keeps that, too.
+pub fn kvm(vm: VmFd) -> Route {
+    Box::new(move |messages| {
+        let entries = messages.iter().map(|(line, message)| {
             let mut entry = kvm_irq_routing_entry {
-                gsi: line,
+                gsi: *line,
                 type_: KVM_IRQ_ROUTING_MSI,
                 ..Default::default()
             };
@@ -75,7 +84,6 @@ impl Interrupts {
         });
         let entries: Vec<_> = entries.collect();
         let routing = KvmIrqRouting::from_entries(&entries);
-        self.vm
-            .set_gsi_routing(&routing.map_err(|_| Error::new(libc::E2BIG))?)
-    }
+        vm.set_gsi_routing(&routing.map_err(|_| Error::new(libc::E2BIG))?)
+    })
 }

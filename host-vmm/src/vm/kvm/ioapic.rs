@@ -35,7 +35,9 @@ pub struct IoApic {
 /// A message to a local APIC: an address, and what is written there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
+    /// Which processors, and how they are named.
     pub address: u32,
+    /// The vector, and what kind of interrupt it is.
     pub data: u32,
 }
 

@@ -11,8 +11,11 @@ const HIGH_START: u64 = 1 << 32;
 
 /// The structure by which a PVH kernel is told everything, and what that points to.
 pub const START_INFO: u64 = 0x6000;
+/// Where the initfs is.
 pub const MODULE: u64 = 0x6100;
+/// Which addresses are memory.
 pub const MEMORY_MAP: u64 = 0x7000;
+/// The command line.
 pub const CMDLINE: u64 = 0x8000;
 
 /// Most bytes of the command line, with its end: Linux's `COMMAND_LINE_SIZE`.
@@ -24,27 +27,32 @@ pub const RESET_FLAG: u64 = 0x472;
 /// Ordinary memory ends here, below the first MiB.
 pub const BASE_END: u64 = 0x9f000;
 
-/// The table of processors, and the structure that points to it, which is looked for in the last KiB below 640 KiB.
+/// The table of processors.
 pub const MP_TABLE: u64 = BASE_END;
+/// The structure that points to it, which is looked for in the last KiB below 640 KiB.
 pub const MP_POINTER: u64 = 0x9fc00;
 
 /// Memory goes on here.
 pub const KERNEL_START: u64 = 0x10_0000;
 
-/// Three pages that Intel's processors need to run real mode, and one.
+/// Three pages that Intel's processors need to run real mode.
 pub const TSS: usize = 0xfffb_d000;
+/// One more.
 pub const IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// The devices' registers, one page after the other.
 pub const DEVICES: u64 = 0xd000_0000;
 
-/// Interrupt controllers.
+/// The interrupt controller of devices.
 pub const IO_APIC: u32 = 0xfec0_0000;
+/// Those of processors.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
-/// Lines of the I/O APIC: the serial port's, those of devices, and how many there are at most.
+/// The serial port's line of the I/O APIC.
 pub const SERIAL_IRQ: u32 = 4;
+/// The first of devices.
 pub const FIRST_IRQ: u32 = 5;
+/// How many lines there are at most.
 pub const IRQS: u32 = 24;
 
 /// Most devices.

@@ -369,7 +369,7 @@ impl Parts {
         let output = File::from(output.map_err(step("open the console"))?);
         let console = Console::new(output, self.interrupt(layout::SERIAL_IRQ)?);
         let lines = self.lines().end;
-        let interrupts = Interrupts::new(self.vm, lines);
+        let interrupts = Interrupts::new(lines, interrupts::kvm(self.vm));
         let bus = Bus::new(console, interrupts, self.registers, self.asked, self.wake);
         Ok((self.worker, bus))
     }

@@ -7,23 +7,23 @@
 //! the guest dials a port of its host ([`link`]).
 
 mod access;
-mod boot;
-mod bus;
+pub mod boot;
+pub mod bus;
 mod calls;
 mod cpuid;
 mod description;
-mod interrupts;
-mod ioapic;
-mod layout;
-mod link;
+pub mod interrupts;
+pub mod ioapic;
+pub mod layout;
+pub mod link;
 mod machine;
-mod memory;
+pub mod memory;
 mod mptable;
 pub mod probe;
-mod serial;
-mod vcpu;
+pub mod serial;
+pub mod vcpu;
 mod verdict;
-mod worker;
+pub mod worker;
 
 use std::{
     convert::Infallible,

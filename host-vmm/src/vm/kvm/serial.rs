@@ -5,8 +5,9 @@ use std::{fs::File, io, io::Write as _};
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Its first I/O port, and how many there are.
+/// Its first I/O port.
 pub const PORT: u16 = 0x3f8;
+/// How many there are.
 pub const PORTS: u16 = 8;
 
 /// Bytes that are written at once at most. A line's end is written at once, too.

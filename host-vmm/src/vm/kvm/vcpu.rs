@@ -105,6 +105,7 @@ fn segment(index: u16, kind: u8) -> kvm_segment {
 
 /// What the threads of all processors share.
 pub struct Shared {
+    /// What they reach outside of memory.
     pub bus: Bus,
     /// They are to stop.
     pub stop: AtomicBool,
