@@ -41,7 +41,7 @@ ORIGINS := out/build/origins
 STATIC := target/static/x86_64-unknown-linux-musl/release
 PROGRAMS := out/bin/vmm out/build/vminitd $(IMAGEBUILDER) out/test/guest-tools/vsock-probe \
 	out/test/guest-tools/hostile-init out/test/guest-tools/scatter \
-	out/test/guest-tools/escape out/test/guest-tools/evil-kernel \
+	out/test/guest-tools/escape out/test/guest-tools/evil-kernel out/test/guest-tools/evil-machine \
 	out/test/guest-tools/kvm-host-init
 
 BENCHMARKS := out/bench/benchmarks out/bench/observer out/bench/vsock-peer out/bench/calls
