@@ -255,6 +255,7 @@ fn create(kvm: &Kvm) -> Result<VmFd, MachineError> {
 
 fn give_memory(vm: &VmFd, bytes: u64) -> Result<GuestMemory, MachineError> {
     let memory = memory::map(bytes).map_err(|error| MachineError::Memory(bytes >> 20, error))?;
+    memory::advise(&memory);
     memory::give(vm, &memory).map_err(kvm_step("give the machine its memory"))?;
     Ok(memory)
 }

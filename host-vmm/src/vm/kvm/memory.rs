@@ -6,10 +6,17 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap, MmapRegion,
+    mmap::MmapRegionError,
 };
 
 use super::layout;
 use crate::{devices::transport::mmio::Page, vm::memory::GuestMemory};
+
+/// Bytes of a huge page.
+const HUGE: usize = 2 << 20;
+
+/// Bytes of memory for which a kernel keeps a byte: Linux's `struct page` has 64 for a page.
+const DESCRIBED: usize = 64;
 
 /// Maps so many bytes of memory.
 ///
@@ -18,21 +25,60 @@ use crate::{devices::transport::mmio::Page, vm::memory::GuestMemory};
 pub fn map(bytes: u64) -> io::Result<GuestMemory> {
     let map = |(start, len): (u64, u64)| {
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mapping = MmapRegion::build(
-            None,
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-        )
-        .map_err(|error| match error {
-            vm_memory::mmap::MmapRegionError::Mmap(error) => error,
+        let region = map_region(len).map_err(|error| match error {
+            MmapRegionError::Mmap(error) => error,
             error => io::Error::other(error),
         })?;
-        GuestRegionMmap::new(mapping, GuestAddress(start))
+        GuestRegionMmap::new(region, GuestAddress(start))
             .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     };
     let regions: io::Result<Vec<_>> = layout::pieces(bytes).into_iter().map(map).collect();
     GuestMemory::from_regions(regions?).map_err(io::Error::other)
+}
+
+/// Maps `len` bytes where a huge page begins, as each of the pieces does for the guest: else none of the host's would be one
+/// of the guest's. They stay mapped for as long as the process.
+fn map_region(len: usize) -> Result<MmapRegion, MmapRegionError> {
+    let too_long = || MmapRegionError::Mmap(io::Error::from_raw_os_error(libc::ENOMEM));
+    let reserved = len.checked_add(HUGE).ok_or_else(too_long)?;
+    let (rights, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    );
+    // SAFETY: a new mapping, wherever the kernel likes, is nobody else's. What is cut off of it and what stays lies within,
+    // and nothing has been made of it yet. The rest is never unmapped.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), reserved, rights, flags, -1, 0);
+        if start == libc::MAP_FAILED {
+            return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
+        }
+        let before = start.cast::<u8>().align_offset(HUGE);
+        let memory = start.cast::<u8>().add(before);
+        if before > 0 {
+            libc::munmap(start, before);
+        }
+        libc::munmap(memory.add(len).cast(), HUGE - before);
+        MmapRegion::build_raw(memory, len, rights, flags)
+    }
+}
+
+/// Has the host use huge pages where the guest uses all of them at once. That is where its kernel keeps a description of each
+/// page, at the end of memory: a 64th of it, which it writes as it boots. Elsewhere a huge page would commit 2 MiB for a
+/// first byte; of a machine with 1 GiB that has booted 5 MiB more, while these cost nothing and spare 5,000 faults of 8,700.
+pub fn advise(memory: &GuestMemory) {
+    let Some(region) = memory.iter().last() else {
+        return;
+    };
+    let whole = usize::try_from(region.len()).unwrap_or(0);
+    // And what is allocated beside it, before it.
+    let len = (usize::try_from(size(memory)).unwrap_or(0) / DESCRIBED + 2 * HUGE).min(whole);
+    let start = (whole - len) / HUGE * HUGE;
+    // SAFETY: the range lies within the region, whose content this does not change. A host that has no huge pages says so, and
+    // all is as it was.
+    unsafe {
+        let address = region.as_ptr().add(start);
+        libc::madvise(address.cast(), whole - start, libc::MADV_HUGEPAGE);
+    }
 }
 
 /// How much memory there is, in bytes.
