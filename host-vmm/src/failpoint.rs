@@ -18,6 +18,36 @@ pub fn reach(name: &str) {
     }
 }
 
+/// What a machine's process is to try at the place called `name`, which it may not: a system call. Only where a test wants
+/// that, by `VMM_MISBEHAVE=NAME`, which whoever starts the process hands down as its last argument: its environment is empty.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn misbehave(_name: &str, _call: libc::c_long) {}
+
+/// The same, where a test may want it.
+#[cfg(feature = "failpoints")]
+pub fn misbehave(name: &str, call: libc::c_long) {
+    if std::env::args_os()
+        .nth(3)
+        .is_some_and(|wanted| wanted == name)
+    {
+        // SAFETY: without arguments none of the calls that are tried comes to anything, if it is made at all.
+        unsafe { libc::syscall(call, 0, 0, 0, 0, 0, 0) };
+    }
+}
+
+/// The last argument of a machine's process.
+#[must_use]
+pub fn misbehaviour() -> Option<std::ffi::CString> {
+    #[cfg(feature = "failpoints")]
+    {
+        let name = std::env::var("VMM_MISBEHAVE").ok()?;
+        std::ffi::CString::new(name).ok()
+    }
+    #[cfg(not(feature = "failpoints"))]
+    None
+}
+
 #[cfg(feature = "failpoints")]
 mod held {
     use std::{

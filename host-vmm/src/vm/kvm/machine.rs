@@ -43,6 +43,7 @@ use crate::{
         transport::mmio::{self, Irq, Registers, Slot},
         vsock::Vsock,
     },
+    failpoint,
     process::take_inherited,
     report::Report,
     sandbox::filter,
@@ -97,6 +98,7 @@ pub fn run(argument: &OsStr) -> ! {
     let Ok(link) = take_inherited(description.link).map(Link::new) else {
         exit(FAILED);
     };
+    failpoint::misbehave("machine", libc::SYS_socket);
     let machine = Machine::build(&description, &link);
     let outcome = machine.and_then(|machine| machine.run(&link));
     match outcome {
@@ -183,6 +185,7 @@ impl Machine {
             threads.push(thread);
         }
         filter::enter_plain(&filters.worker).map_err(step("enter the filter of system calls"))?;
+        failpoint::misbehave("devices", libc::SYS_ptrace);
         let outcome = self.worker.work(&shared, &threads);
         Ok((outcome, panicked(&self.memory)))
     }

@@ -48,7 +48,10 @@ use super::{
     Failed, Hypervisor, Mitigations, Vm, VmConfig, VmError,
     guest_process::{End, GuestProcess},
 };
-use crate::sandbox::{self, Forbidden, Needs, Plan};
+use crate::{
+    failpoint,
+    sandbox::{self, Forbidden, Needs, Plan},
+};
 
 /// What every kernel needs on this machine:
 ///
@@ -202,6 +205,7 @@ fn arguments(description: &Description) -> Result<Vec<CString>, VmError> {
     let words: Result<Vec<_>, _> = words.into_iter().collect();
     let mut words = words.map_err(|error| step("describe the machine")(error.into()))?;
     words.push(argument);
+    words.extend(failpoint::misbehaviour());
     Ok(words)
 }
 

@@ -18,7 +18,7 @@ use super::{
     bus::{Bus, End},
     cpuid, layout,
 };
-use crate::sandbox::filter;
+use crate::{failpoint, sandbox::filter};
 
 /// `IA32_MISC_ENABLE`, whose bit 0 says that string instructions are fast.
 const MISC_ENABLE: u32 = 0x1a0;
@@ -120,6 +120,7 @@ pub fn run(mut vcpu: VcpuFd, shared: &Arc<Shared>, calls: &BpfProgram) -> ! {
         let what = format!("Cannot enter the filter of a processor's system calls: {error}");
         shared.bus.finish(End::Failed(what));
     }
+    failpoint::misbehave("vcpu", libc::SYS_openat);
     while !shared.stop.load(Ordering::Acquire) {
         if let Some(end) = step(&mut vcpu, &shared.bus) {
             shared.bus.finish(end);
