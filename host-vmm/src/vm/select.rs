@@ -163,7 +163,7 @@ const NOT_INSTALLED: &str = "its kernel is not installed; make image builds it";
 /// Why a kernel is the wrong one.
 fn misfit(entry: Entry) -> String {
     match entry {
-        Entry::Pvh => "the kernel is one for a machine; --accel tcg runs it".to_owned(),
+        Entry::Pvh => "the kernel is one for a machine; --accel kvm or tcg runs it".to_owned(),
         Entry::Program => {
             "the kernel is one that is a program (ARCH=um); --accel um runs it".to_owned()
         }

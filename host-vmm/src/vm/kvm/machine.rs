@@ -3,44 +3,37 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
     io,
-    ops::Range,
-    os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+    os::fd::{FromRawFd, IntoRawFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
-        mpsc::{Sender, channel},
+        atomic::{AtomicBool, AtomicU32},
     },
     thread::JoinHandle,
 };
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use rustix::event::{EventfdFlags, eventfd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     boot::{self, BootError},
-    bus::{Asked, Bus},
+    bus::Bus,
     calls,
     description::Description,
-    interrupts::{self, Interrupts},
-    layout,
+    interrupts, layout,
     link::Link,
     memory, mptable,
-    serial::Console,
+    parts::Parts,
+    signals,
     vcpu::{self, Shared},
     worker::{Outcome, Worker},
 };
 use crate::{
     devices::{
-        VirtioDevice,
         balloon::Balloon,
         block::{Block, Disk},
         rng::Rng,
-        transport::mmio::{self, Irq, Registers, Slot},
         vsock::Vsock,
     },
     failpoint,
@@ -61,7 +54,7 @@ const STACK: usize = 256 << 10;
 
 /// Why a machine cannot be made.
 #[derive(Debug, thiserror::Error)]
-enum MachineError {
+pub enum MachineError {
     #[error("Cannot {doing}")]
     Kvm {
         doing: &'static str,
@@ -116,7 +109,7 @@ pub fn run(argument: &OsStr) -> ! {
     }
 }
 
-fn exit(status: i32) -> ! {
+pub fn exit(status: i32) -> ! {
     // SAFETY: ends all threads, and runs nothing of ours any more.
     unsafe { libc::_exit(status) }
 }
@@ -166,7 +159,7 @@ impl Machine {
     /// Runs it to its end, and says whether that was a panic.
     fn run(self, link: &Link) -> Result<(Outcome, bool), MachineError> {
         let filters = calls::compile()?;
-        take_signals(link);
+        signals::take(link);
         let count = self.vcpus.len();
         let shared = Arc::new(Shared {
             bus: self.bus,
@@ -277,279 +270,14 @@ fn make_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u32, entry: u64) -> Result<Vec<VcpuFd>
     vcpus.map_err(kvm_step("make a machine's processors"))
 }
 
-/// A machine's devices while it is made.
-struct Parts {
-    vm: VmFd,
-    memory: Arc<GuestMemory>,
-    worker: Worker,
-    registers: Vec<Registers>,
-    asked: Sender<Asked>,
-    wake: Arc<OwnedFd>,
-}
-
-impl Parts {
-    fn new(vm: VmFd, memory: Arc<GuestMemory>) -> Result<Self, MachineError> {
-        let (asked, requests) = channel();
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let wake = eventfd(0, flags).map_err(|errno| step("make an event")(errno.into()))?;
-        let wake = Arc::new(wake);
-        let worker = Worker::new(requests, Arc::clone(&wake)).map_err(step("watch events"))?;
-        Ok(Self {
-            vm,
-            memory,
-            worker,
-            registers: Vec::new(),
-            asked,
-            wake,
-        })
-    }
-
-    /// Adds a device, at the next address and interrupt.
-    fn add(&mut self, mut device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
-        let failed = "connect a device";
-        let index = self.registers.len();
-        if index >= layout::MAX_DEVICES {
-            return Err(MachineError::Devices(index + 1));
-        }
-        self.worker.attach(&mut *device).map_err(step(failed))?;
-        let irq = self.interrupt(layout::FIRST_IRQ + u32::try_from(index).unwrap_or(0))?;
-        let memory = Arc::clone(&self.memory);
-        let (slot, registers) = Slot::new(device, memory, Arc::new(Line(irq)));
-        let at = address(index);
-        memory::show(&self.vm, index, at, registers.page()).map_err(kvm_step(failed))?;
-        self.spare_acknowledgements(at)?;
-        let mut kicks = Vec::new();
-        for queue in 0..u32::try_from(slot.queue_count()).unwrap_or(0) {
-            let kick = event().map_err(step(failed))?;
-            let at = IoEventAddress::Mmio(at + mmio::QUEUE_NOTIFY);
-            self.vm
-                .register_ioevent(&kick, &at, queue)
-                .map_err(kvm_step(failed))?;
-            // SAFETY: it gives up its descriptor.
-            kicks.push(unsafe { OwnedFd::from_raw_fd(kick.into_raw_fd()) });
-        }
-        self.worker.add(slot, kicks).map_err(step(failed))?;
-        self.registers.push(registers);
-        Ok(())
-    }
-
-    /// Leaves a driver's word that it has taken an interrupt for used buffers to KVM, which does nothing about it: that an
-    /// edge has been taken nobody needs to know, and the driver looks for used buffers at the next one either way.
-    fn spare_acknowledgements(&self, device: u64) -> Result<(), MachineError> {
-        let failed = "connect a device";
-        let nobody = event().map_err(step(failed))?;
-        let at = IoEventAddress::Mmio(device + mmio::INTERRUPT_ACK);
-        let registered = self.vm.register_ioevent(&nobody, &at, mmio::USED_BUFFER);
-        registered.map_err(kvm_step(failed))
-    }
-
-    fn interrupt(&self, line: u32) -> Result<EventFd, MachineError> {
-        let irq = event().map_err(step("make an interrupt"))?;
-        self.vm
-            .register_irqfd(&irq, line)
-            .map_err(kvm_step("connect an interrupt"))?;
-        Ok(irq)
-    }
-
-    /// The lines that something is connected to: the serial port's is the first.
-    fn lines(&self) -> Range<u32> {
-        let devices = u32::try_from(self.registers.len()).unwrap_or(0);
-        layout::SERIAL_IRQ..layout::FIRST_IRQ + devices
-    }
-
-    /// The command line, with where the devices are.
-    fn cmdline(&self, given: &str) -> String {
-        let devices = (0..self.registers.len()).map(|index| {
-            let (address, irq) = (address(index), layout::FIRST_IRQ as usize + index);
-            format!("virtio_mmio.device=4K@{address:#x}:{irq}")
-        });
-        let mut words: Vec<String> = devices.collect();
-        words.push(given.to_owned());
-        words.join(" ")
-    }
-
-    fn finish(self) -> Result<(Worker, Bus), MachineError> {
-        let output = io::stdout().as_fd().try_clone_to_owned();
-        let output = File::from(output.map_err(step("open the console"))?);
-        let console = Console::new(output, self.interrupt(layout::SERIAL_IRQ)?);
-        let lines = self.lines().end;
-        let interrupts = Interrupts::new(lines, interrupts::kvm(self.vm));
-        let bus = Bus::new(console, interrupts, self.registers, self.asked, self.wake);
-        Ok((self.worker, bus))
-    }
-}
-
-/// A device's interrupt.
-struct Line(EventFd);
-
-impl Irq for Line {
-    fn raise(&self) {
-        let _ = self.0.write(1);
-    }
-}
-
-fn address(index: usize) -> u64 {
-    layout::DEVICES + index as u64 * mmio::SIZE
-}
-
-fn event() -> io::Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-}
-
 fn take(descriptor: i32) -> Result<OwnedFd, MachineError> {
     take_inherited(descriptor).map_err(step("take over a descriptor"))
 }
 
-fn step(doing: &'static str) -> impl Fn(io::Error) -> MachineError {
+pub fn step(doing: &'static str) -> impl Fn(io::Error) -> MachineError {
     move |source| MachineError::Host { doing, source }
 }
 
-fn kvm_step(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+pub fn kvm_step(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
     move |source| MachineError::Kvm { doing, source }
-}
-
-/// The socket to the supervisor, for the handler of a signal.
-static LINK: AtomicI32 = AtomicI32::new(-1);
-
-/// Takes the signals that get processors out of the guest, and that come of forbidden system calls.
-fn take_signals(link: &Link) {
-    LINK.store(link.as_raw_fd(), Ordering::Relaxed);
-    // SAFETY: both handlers do only what a handler may: the one writes a byte of memory that stays, the other makes system
-    // calls. The sets are empty, and made before they are used.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigemptyset(&raw mut action.sa_mask);
-        action.sa_sigaction = vcpu::kicked as *const () as usize;
-        libc::sigaction(vcpu::kick_signal(), &raw const action, std::ptr::null_mut());
-        action.sa_sigaction = forbidden as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut());
-    }
-}
-
-/// A thread asked for a system call that it may not make, and which was not made: says which, and ends the machine.
-extern "C" fn forbidden(
-    _signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
-    /// Where `si_syscall` is, behind three integers and a pointer.
-    const CALL: usize = 24;
-    // SAFETY: the kernel gives every handler such a structure, and for this signal there is a number at that place
-    // (`sigaction(2)`). The message is on this stack.
-    unsafe {
-        let call = info.cast::<u8>().add(CALL).cast::<i32>().read_unaligned();
-        let message = Link::forbidden(call);
-        libc::write(
-            LINK.load(Ordering::Relaxed),
-            message.as_ptr().cast(),
-            message.len(),
-        );
-    }
-    exit(FORBIDDEN);
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use seccompiler::BpfProgram;
-
-    use super::*;
-    use crate::vm::kvm::link::{self, Answering, LastWords};
-
-    struct NoPorts;
-
-    impl crate::devices::vsock::HostPorts for NoPorts {
-        fn connect(&mut self, _port: u32) -> Option<std::os::unix::net::UnixStream> {
-            None
-        }
-    }
-
-    /// What becomes of a process that enters a thread's filter and asks for a call, and what it says.
-    fn attempt(filter: &BpfProgram, call: libc::c_long, arguments: [usize; 3]) -> (i32, LastWords) {
-        let (machine, supervisor) = link::pair().unwrap();
-        let answering = Answering::spawn(supervisor, Box::new(NoPorts)).unwrap();
-        let link = Link::new(machine);
-        // SAFETY: the child makes system calls only, and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            take_signals(&link);
-            let no_new_privs = rustix::thread::set_no_new_privs(true);
-            if no_new_privs.is_err() || filter::enter_plain(filter).is_err() {
-                exit(1);
-            }
-            let [a, b, c] = arguments;
-            // SAFETY: none of the calls that are tried reads or writes memory of ours.
-            unsafe { libc::syscall(call, a, b, c) };
-            exit(0);
-        }
-        drop(link);
-        let mut status = 0;
-        // SAFETY: it writes the status to where it is told.
-        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        assert!(libc::WIFEXITED(status), "{status:#x}");
-        (libc::WEXITSTATUS(status), answering.last_words())
-    }
-
-    #[test]
-    fn a_thread_that_makes_a_forbidden_call_ends_the_machine_which_says_so() {
-        const KVM_CREATE_VM: usize = 0xae01;
-        const KVM_RUN: usize = 0xae80;
-        let filters = calls::compile().unwrap();
-        let no_file = usize::MAX;
-        for (filter, call, arguments, name) in [
-            (
-                &filters.vcpu,
-                libc::SYS_openat,
-                [no_file; 3],
-                Some("openat"),
-            ),
-            (&filters.vcpu, libc::SYS_execve, [0; 3], Some("execve")),
-            (&filters.vcpu, libc::SYS_clone, [0; 3], Some("clone")),
-            (
-                &filters.vcpu,
-                libc::SYS_recvmsg,
-                [no_file; 3],
-                Some("recvmsg"),
-            ),
-            (
-                &filters.vcpu,
-                libc::SYS_ioctl,
-                [no_file, KVM_CREATE_VM, 0],
-                Some("ioctl"),
-            ),
-            (&filters.vcpu, libc::SYS_ioctl, [no_file, KVM_RUN, 0], None),
-            (&filters.vcpu, libc::SYS_mmap, [0, 4096, 7], Some("mmap")),
-            (&filters.vcpu, libc::SYS_sched_yield, [0; 3], None),
-            (&filters.worker, libc::SYS_socket, [1, 1, 0], Some("socket")),
-            (&filters.worker, libc::SYS_ptrace, [0; 3], Some("ptrace")),
-            (
-                &filters.worker,
-                libc::SYS_ioctl,
-                [no_file, KVM_RUN, 0],
-                Some("ioctl"),
-            ),
-            (
-                &filters.worker,
-                libc::SYS_io_uring_setup,
-                [0; 3],
-                Some("io_uring_setup"),
-            ),
-            (
-                &filters.worker,
-                libc::SYS_mprotect,
-                [0, 4096, 5],
-                Some("mprotect"),
-            ),
-            (&filters.worker, libc::SYS_tkill, [1, 9, 0], Some("tkill")),
-            (&filters.worker, libc::SYS_close, [no_file; 3], None),
-        ] {
-            let expected = LastWords {
-                failed: None,
-                forbidden: name.map(str::to_owned),
-            };
-            let status = name.map_or(0, |_| FORBIDDEN);
-            assert_eq!(attempt(filter, call, arguments), (status, expected));
-        }
-    }
 }
