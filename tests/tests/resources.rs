@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::MetadataExt, path::PathBuf};
 
-use end_to_end::{DEADLINE, Input, Root, accelerator, wait_until};
+use end_to_end::{DEADLINE, Input, Root, Running, accelerator, wait_until};
 
 const MEMORY: &str = "grep MemTotal /proc/meminfo | tr -dc 0-9";
 
@@ -33,6 +33,17 @@ fn memory_is_what_was_asked_for() {
     }
 }
 
+/// KiB that a VM has of the host's memory, or has had at most, by the name of that in `/proc/PID/status`. Shared memory counts
+/// where it is mapped, so the largest process stands for the VM.
+fn largest(run: &Running, name: &str) -> u64 {
+    let of_processes = run.helpers().into_iter().filter_map(|process| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).ok()?;
+        let line = status.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    of_processes.max().unwrap_or(u64::MAX)
+}
+
 #[test]
 fn memory_that_is_not_used_is_not_taken() {
     let root = Root::new();
@@ -41,14 +52,27 @@ fn memory_that_is_not_used_is_not_taken() {
         .run(["--rm", "-m", "4g", "busybox", "sh", "-c", script])
         .start();
     run.expect("ready\n");
-    // Shared memory counts where it is mapped, so the largest process stands for the VM.
-    let resident = run.helpers().into_iter().filter_map(|process| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    let resident = largest(&run, "VmRSS:");
+    assert!(resident < 1 << 20, "{resident} KiB of 4 GiB are resident");
+    run.signal(end_to_end::Signal::TERM);
+    run.finish().code(143);
+}
+
+#[test]
+fn memory_that_was_freed_goes_back_to_the_host() {
+    let root = Root::new();
+    // What tail keeps goes with it.
+    let script = "head -c 200m /dev/zero | tail -c 200m >/dev/null; echo freed; exec sleep 1000";
+    let mut run = root
+        .run(["--rm", "-m", "1g", "busybox", "sh", "-c", script])
+        .start();
+    run.expect("freed\n");
+    let most = largest(&run, "VmHWM:");
+    assert!(most > 200 << 10, "there were only {most} KiB");
+    let back = wait_until(DEADLINE, || {
+        (largest(&run, "VmRSS:") < most - (150 << 10)).then_some(())
     });
-    let largest = resident.max().unwrap_or(u64::MAX);
-    assert!(largest < 1 << 20, "{largest} KiB of 4 GiB are resident");
+    assert!(back.is_some(), "{} of {most} KiB", largest(&run, "VmRSS:"));
     run.signal(end_to_end::Signal::TERM);
     run.finish().code(143);
 }

@@ -1,4 +1,4 @@
-//! The device: three queues.
+//! The device: queues to inflate, to deflate, and to report.
 
 use std::io;
 
@@ -21,11 +21,11 @@ const DEVICE_TYPE: u32 = 5;
 const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u32 = 2;
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 
-/// Queues (§5.5.2; the module's documentation says why reporting is not 4).
+/// Queues (§5.5.2). Every other is one to report by: the module's documentation says why.
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
-const REPORTING: usize = 2;
-const QUEUE_SIZES: [u16; 3] = [128, 128, 32];
+const QUEUES: usize = 5;
+const QUEUE_SIZES: [u16; QUEUES] = [128, 128, 32, 32, 32];
 
 /// Bytes of a page of the balloon, whatever the guest's are (§5.5.6).
 const PAGE: u64 = 4096;
@@ -48,8 +48,8 @@ pub struct Balloon {
     wanted: u32,
     /// Pages that the guest says it has handed over.
     actual: u32,
-    queues: [Option<Virtqueue>; 3],
-    pending: [bool; 3],
+    queues: [Option<Virtqueue>; QUEUES],
+    pending: [bool; QUEUES],
     chain: Chain,
     /// The host does not take pages back; that was said once.
     complained: bool,
@@ -62,8 +62,8 @@ impl Balloon {
         Self {
             wanted,
             actual: 0,
-            queues: [None, None, None],
-            pending: [false; 3],
+            queues: [const { None }; QUEUES],
+            pending: [false; QUEUES],
             chain: Chain::default(),
             complained: false,
         }
@@ -243,7 +243,7 @@ impl VirtioDevice for Balloon {
 
     fn run(&mut self) -> Result<Progress, DeviceError> {
         let mut more = Progress::Idle;
-        for index in [INFLATE, DEFLATE, REPORTING] {
+        for index in 0..QUEUES {
             if self.serve(index)? == Progress::More {
                 more = Progress::More;
             }

@@ -112,6 +112,29 @@ fn reported_memory_goes_back_to_the_host_and_no_other() {
     assert!(driver.is_there(256 + 1536) && driver.is_there(256 + 1537));
 }
 
+/// As the specification numbers the queues, too.
+#[test]
+fn reports_come_by_any_queue_that_has_no_other_purpose() {
+    let mut driver = Driver::new();
+    assert_eq!(driver.device.queue_sizes().len(), 5);
+    for index in 2..5_usize {
+        let page = FREE / PAGE + index as u64;
+        let mut queue = DriverQueue::new(0xc000, 32);
+        let zeroes = [0; 3 * 4096];
+        driver
+            .memory
+            .write_slice(&zeroes, GuestAddress(0xc000))
+            .unwrap();
+        driver.device.stop_queue(index);
+        driver
+            .device
+            .start_queue(index, queue.device_side(&driver.memory, false));
+        queue.add(&driver.memory, &[(page * PAGE, 4096, true)]);
+        driver.run(index).unwrap();
+        assert!(queue.used(&driver.memory).is_some() && !driver.is_there(page));
+    }
+}
+
 #[test]
 fn pages_in_the_balloon_are_the_hosts_until_they_are_touched() {
     let mut driver = Driver::new();

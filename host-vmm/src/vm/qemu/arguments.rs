@@ -87,6 +87,11 @@ impl Machine<'_> {
             format!("socket,id=vsock,fd={}", self.vsock_fd).into(),
         );
         add("-device", "vhost-user-vsock-device,chardev=vsock".into());
+        // What the guest has freed goes back to the host.
+        add(
+            "-device",
+            "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on".into(),
+        );
         add("-add-fd", format!("fd={},set=1", self.console_fd).into());
         add(
             "-chardev",

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     devices::{
         VirtioDevice,
+        balloon::Balloon,
         block::{Block, Disk},
         transport::vhost_user::Server,
         vsock::Vsock,
@@ -99,6 +100,7 @@ impl Hypervisor for Um {
         };
         let vsock = Vsock::new(config.vsock.cid, config.vsock.ports);
         machine.add(Box::new(vsock), "vsock")?;
+        machine.add(Box::new(Balloon::new(0)), "balloon")?;
         for disk in &config.disks {
             let file = File::options()
                 .read(true)
