@@ -37,7 +37,7 @@ pub use skip::{installed, skipped};
 pub use small_disk::{SmallDisk, can_mount};
 pub use terminal::{Modes, Terminal};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long anything may take that takes a second or two on a machine with nothing else to do.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -51,14 +51,21 @@ pub fn accelerator() -> String {
     std::env::var("VMM_TEST_ACCEL").unwrap_or_else(|_| "tcg".to_owned())
 }
 
+/// When `deadline` has passed. On a slow machine that is later: `VMM_TEST_PATIENCE` times as late, once if that is not set.
+fn end_of(deadline: Duration) -> Instant {
+    let factor = std::env::var("VMM_TEST_PATIENCE").ok();
+    let factor = factor.and_then(|factor| factor.parse::<u32>().ok());
+    Instant::now() + deadline * factor.unwrap_or(1)
+}
+
 /// Looks at something every few milliseconds until `found` gives a value. `None` once `deadline` has passed.
 pub fn wait_until<T>(deadline: Duration, mut found: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = std::time::Instant::now() + deadline;
+    let end = end_of(deadline);
     loop {
         if let Some(value) = found() {
             return Some(value);
         }
-        if std::time::Instant::now() > end {
+        if Instant::now() > end {
             return None;
         }
         std::thread::sleep(TICK);

@@ -91,7 +91,7 @@ impl Transcript {
     }
 
     fn wait<T>(&self, deadline: Duration, found: impl Fn(&State) -> Option<T>) -> Option<T> {
-        let end = Instant::now() + deadline;
+        let end = crate::end_of(deadline);
         let mut state = self.state();
         loop {
             let value = found(&state);

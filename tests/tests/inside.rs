@@ -34,7 +34,7 @@ fn ps_shows_the_containers_own_processes_only() {
 #[test]
 fn processes_that_lost_their_parent_are_the_main_ones() {
     let root = Root::new();
-    let script = "(sleep 0.2 & echo $!) > /tmp/pid; pid=$(cat /tmp/pid); \
+    let script = "(sleep 60 & echo $!) > /tmp/pid; pid=$(cat /tmp/pid); \
                   awk '/PPid/ { print $2 }' /proc/$pid/status";
     root.sh(script).finish().code(0).stdout("1\n");
 }

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 fn options(mut words: impl Iterator<Item = OsString>) -> Option<Options> {
     let mut options = Options {
         cpus: 2,
-        memory_mib: 4096,
+        memory_mib: 6144,
         timeout: Duration::from_secs(600),
         log: None,
         command: Vec::new(),
