@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::fd::{FromRawFd, IntoRawFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, AtomicU32},
         mpsc::channel,
     },
@@ -90,6 +90,7 @@ pub fn run(data: &[u8]) {
     );
     let shared = Arc::new(Shared {
         bus,
+        start: Barrier::new(1),
         stop: AtomicBool::new(false),
         stopped: AtomicU32::new(0),
     });

@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::{FromRawFd, IntoRawFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, AtomicU32},
     },
     thread::JoinHandle,
@@ -163,6 +163,7 @@ impl Machine {
         let count = self.vcpus.len();
         let shared = Arc::new(Shared {
             bus: self.bus,
+            start: Barrier::new(count + 1),
             stop: AtomicBool::new(false),
             stopped: AtomicU32::new(0),
         });
@@ -179,6 +180,7 @@ impl Machine {
         }
         filter::enter_plain(&filters.worker).map_err(step("enter the filter of system calls"))?;
         failpoint::misbehave("devices", libc::SYS_ptrace);
+        shared.start.wait();
         let outcome = self.worker.work(&shared, &threads);
         Ok((outcome, panicked(&self.memory)))
     }

@@ -76,7 +76,7 @@ mod tests {
     }
 
     /// What becomes of a process that enters a thread's filter and asks for a call, and what it says.
-    fn attempt(filter: &BpfProgram, call: libc::c_long, arguments: [usize; 3]) -> (i32, LastWords) {
+    fn attempt(filter: &BpfProgram, call: libc::c_long, arguments: [usize; 4]) -> (i32, LastWords) {
         let (machine, supervisor) = link::pair().unwrap();
         let answering = Answering::spawn(supervisor, Box::new(NoPorts)).unwrap();
         let link = Link::new(machine);
@@ -88,9 +88,9 @@ mod tests {
             if no_new_privs.is_err() || filter::enter_plain(filter).is_err() {
                 exit(1);
             }
-            let [a, b, c] = arguments;
+            let [a, b, c, d] = arguments;
             // SAFETY: none of the calls that are tried reads or writes memory of ours.
-            unsafe { libc::syscall(call, a, b, c) };
+            unsafe { libc::syscall(call, a, b, c, d) };
             exit(0);
         }
         drop(link);
@@ -105,54 +105,90 @@ mod tests {
     fn a_thread_that_makes_a_forbidden_call_ends_the_machine_which_says_so() {
         const KVM_CREATE_VM: usize = 0xae01;
         const KVM_RUN: usize = 0xae80;
+        const PRIVATE: usize = 0x22;
+        const SHARED: usize = 0x21;
         let filters = calls::compile().unwrap();
         let no_file = usize::MAX;
         for (filter, call, arguments, name) in [
             (
                 &filters.vcpu,
                 libc::SYS_openat,
-                [no_file; 3],
+                [no_file; 4],
                 Some("openat"),
             ),
-            (&filters.vcpu, libc::SYS_execve, [0; 3], Some("execve")),
-            (&filters.vcpu, libc::SYS_clone, [0; 3], Some("clone")),
+            (&filters.vcpu, libc::SYS_execve, [0; 4], Some("execve")),
+            (&filters.vcpu, libc::SYS_clone, [0; 4], Some("clone")),
             (
                 &filters.vcpu,
                 libc::SYS_recvmsg,
-                [no_file; 3],
+                [no_file; 4],
                 Some("recvmsg"),
             ),
             (
                 &filters.vcpu,
                 libc::SYS_ioctl,
-                [no_file, KVM_CREATE_VM, 0],
+                [no_file, KVM_CREATE_VM, 0, 0],
                 Some("ioctl"),
             ),
-            (&filters.vcpu, libc::SYS_ioctl, [no_file, KVM_RUN, 0], None),
-            (&filters.vcpu, libc::SYS_mmap, [0, 4096, 7], Some("mmap")),
-            (&filters.vcpu, libc::SYS_sched_yield, [0; 3], None),
-            (&filters.worker, libc::SYS_socket, [1, 1, 0], Some("socket")),
-            (&filters.worker, libc::SYS_ptrace, [0; 3], Some("ptrace")),
+            (
+                &filters.vcpu,
+                libc::SYS_ioctl,
+                [no_file, KVM_RUN, 0, 0],
+                None,
+            ),
+            (
+                &filters.vcpu,
+                libc::SYS_mmap,
+                [0, 4096, 7, PRIVATE],
+                Some("mmap"),
+            ),
+            // Shared memory is not counted.
+            (
+                &filters.vcpu,
+                libc::SYS_mmap,
+                [0, 4096, 3, SHARED],
+                Some("mmap"),
+            ),
+            (
+                &filters.worker,
+                libc::SYS_mmap,
+                [0, 4096, 3, SHARED],
+                Some("mmap"),
+            ),
+            (&filters.worker, libc::SYS_mmap, [0, 4096, 3, PRIVATE], None),
+            (&filters.vcpu, libc::SYS_sched_yield, [0; 4], None),
+            (
+                &filters.worker,
+                libc::SYS_socket,
+                [1, 1, 0, 0],
+                Some("socket"),
+            ),
+            (&filters.worker, libc::SYS_ptrace, [0; 4], Some("ptrace")),
             (
                 &filters.worker,
                 libc::SYS_ioctl,
-                [no_file, KVM_RUN, 0],
+                [no_file, KVM_RUN, 0, 0],
                 Some("ioctl"),
             ),
             (
                 &filters.worker,
                 libc::SYS_io_uring_setup,
-                [0; 3],
+                [0; 4],
                 Some("io_uring_setup"),
             ),
             (
                 &filters.worker,
                 libc::SYS_mprotect,
-                [0, 4096, 5],
+                [0, 4096, 5, 0],
                 Some("mprotect"),
             ),
-            (&filters.worker, libc::SYS_tkill, [1, 9, 0], Some("tkill")),
-            (&filters.worker, libc::SYS_close, [no_file; 3], None),
+            (
+                &filters.worker,
+                libc::SYS_tkill,
+                [1, 9, 0, 0],
+                Some("tkill"),
+            ),
+            (&filters.worker, libc::SYS_close, [no_file; 4], None),
         ] {
             let expected = LastWords {
                 failed: None,

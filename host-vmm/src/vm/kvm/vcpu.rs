@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
@@ -107,6 +107,8 @@ fn segment(index: u16, kind: u8) -> kvm_segment {
 pub struct Shared {
     /// What they reach outside of memory.
     pub bus: Bus,
+    /// Where all threads meet once each is in its filter: no instruction of the guest's comes before.
+    pub start: Barrier,
     /// They are to stop.
     pub stop: AtomicBool,
     /// How many have.
@@ -121,7 +123,8 @@ pub fn run(mut vcpu: VcpuFd, shared: &Arc<Shared>, calls: &BpfProgram) -> ! {
         shared.bus.finish(End::Failed(what));
     }
     failpoint::misbehave("vcpu", libc::SYS_openat);
-    while !shared.stop.load(Ordering::Acquire) {
+    shared.start.wait();
+    while !shared.stop.load(Ordering::Acquire) && shared.bus.end().is_none() {
         if let Some(end) = step(&mut vcpu, &shared.bus) {
             shared.bus.finish(end);
             break;
