@@ -48,6 +48,67 @@ pub fn misbehaviour() -> Option<std::ffi::CString> {
     None
 }
 
+/// A machine that its guest has taken over: the guest writes to ports of its own what system calls the machine's threads are
+/// to make, as who has found a way into them would.
+///
+/// To the first port, 4 bytes: an argument, of which the last six count. To the second the number of a call, which the
+/// processor's thread makes; to the third one that the devices' thread makes. What came of it is said on standard output.
+#[cfg(feature = "failpoints")]
+pub mod taken_over {
+    use std::sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    };
+
+    const ARGUMENT: u16 = 0x5e00;
+    const PROCESSOR: u16 = 0x5e04;
+    const DEVICES: u16 = 0x5e08;
+
+    static ARGUMENTS: Mutex<[i64; 6]> = Mutex::new([0; 6]);
+    static ASKED: AtomicI64 = AtomicI64::new(-1);
+
+    /// The guest writes to a port. Whether the devices' thread has to look.
+    pub fn port(port: u16, data: &[u8]) -> bool {
+        let Ok(value) = data.try_into().map(i32::from_le_bytes) else {
+            return false;
+        };
+        match port {
+            ARGUMENT => {
+                let mut arguments = ARGUMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+                arguments.rotate_left(1);
+                arguments[5] = value.into();
+            }
+            PROCESSOR => call(value.into()),
+            DEVICES => ASKED.store(value.into(), Ordering::Release),
+            _ => {}
+        }
+        port == DEVICES
+    }
+
+    /// Where the devices' thread looks.
+    pub fn devices() {
+        let number = ASKED.swap(-1, Ordering::AcqRel);
+        if number >= 0 {
+            call(number);
+        }
+    }
+
+    fn call(number: i64) {
+        let arguments = ARGUMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let [a, b, c, d, e, f] = *arguments;
+        drop(arguments);
+        // SAFETY: none. It is what somebody does who has this process.
+        let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+        let error = std::io::Error::last_os_error().raw_os_error();
+        let result = if result < 0 {
+            -i64::from(error.unwrap_or(0))
+        } else {
+            result
+        };
+        println!("call {number}: {result}");
+    }
+}
+
 #[cfg(feature = "failpoints")]
 mod held {
     use std::{

@@ -99,6 +99,10 @@ impl Bus {
         let Some(&byte) = data.first() else {
             return;
         };
+        #[cfg(feature = "failpoints")]
+        if crate::failpoint::taken_over::port(port, data) {
+            self.wake();
+        }
         match port {
             KEYBOARD if byte == RESET => self.finish(End::Reset),
             _ => {

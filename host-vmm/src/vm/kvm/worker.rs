@@ -156,6 +156,8 @@ impl Worker {
 
     fn take(&mut self, event: Event) {
         if event.owner == OURS {
+            #[cfg(feature = "failpoints")]
+            crate::failpoint::taken_over::devices();
             let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
             return;
         }

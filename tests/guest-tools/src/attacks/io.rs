@@ -23,6 +23,23 @@ impl fmt::Write for Console {
     }
 }
 
+/// Has a thread of the machine make the system call `call=`, with `args=`: by ports of the machine's failpoints.
+pub fn taken_over(cmdline: &str, thread: u16) {
+    const ARGUMENT: u16 = 0x5e00;
+    let given = super::word(cmdline, "args").unwrap_or("").split(',');
+    let mut arguments = [0_i32; 6];
+    for (place, word) in arguments.iter_mut().zip(given) {
+        *place = word.parse().unwrap_or(0);
+    }
+    for argument in arguments {
+        out(ARGUMENT, 4, argument.cast_unsigned());
+    }
+    let call = super::word(cmdline, "call").and_then(|word| word.parse().ok());
+    out(thread, 4, call.unwrap_or(u32::MAX));
+    // The devices' thread does it when it comes to it.
+    super::start::wait(1_000_000_000);
+}
+
 /// Ends the machine.
 pub fn reset() -> ! {
     out(KEYBOARD, 1, 0xfe);

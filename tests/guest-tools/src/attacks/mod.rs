@@ -66,16 +66,12 @@ impl Random {
 
 /// The first processor.
 fn first(cmdline: &'static str) -> ! {
-    let word = |name: &str| {
-        let mut words = cmdline.split(' ');
-        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-    };
     let number = |name: &str, otherwise| {
-        let given = word(name).and_then(|number| number.parse().ok());
+        let given = word(cmdline, name).and_then(|number| number.parse().ok());
         given.unwrap_or(otherwise)
     };
     let orders = Orders {
-        attack: word("evil").unwrap_or("nothing"),
+        attack: word(cmdline, "evil").unwrap_or("nothing"),
         seed: number("seed", 1),
         count: number("count", 1000),
     };
@@ -87,9 +83,15 @@ fn first(cmdline: &'static str) -> ! {
         place.store(device, Ordering::Relaxed);
     }
     let _ = writeln!(Console, "{}: seed {}", orders.attack, orders.seed);
-    act(orders);
+    act(cmdline, orders);
     let _ = writeln!(Console, "{}: done", orders.attack);
     io::reset()
+}
+
+/// What stands behind `NAME=`.
+fn word<'a>(cmdline: &'a str, name: &str) -> Option<&'a str> {
+    let mut words = cmdline.split(' ');
+    words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// All others.
@@ -113,6 +115,7 @@ fn devices() -> impl Iterator<Item = virtio::Device> + Clone {
 }
 
 fn act(
+    cmdline: &str,
     Orders {
         attack,
         seed,
@@ -133,6 +136,10 @@ fn act(
         "interrupts" => processor::interrupts(random, count),
         "together" => together(seed, count),
         "everything" => everything(random, count, false),
+
+        // A thread of the machine is this program's, by failpoints: it makes a system call.
+        "processor" => io::taken_over(cmdline, 0x5e04),
+        "devices" => io::taken_over(cmdline, 0x5e08),
 
         // Ends of their own.
         "triple-fault" => processor::triple_fault(),
