@@ -506,7 +506,7 @@ fn what_is_no_forbidden_call_fails_or_leads_nowhere() {
         ("environment", 0),
         ("stop", 0),
         // What a process may have at most.
-        ("descriptors", 1016),
+        ("descriptors", 1015),
         ("memory", 0),
         ("memory-files", 16),
         ("memory-shrink", -1),

@@ -11,8 +11,10 @@ use std::{
 
 use host_vmm::devices::{
     Progress, VirtioDevice,
+    balloon::Balloon,
     block::{Block, Disk},
     event_loop::EventLoop,
+    net::{Net, Stream},
     transport::vhost_user::{
         backend::Backend,
         channel::{Channel, Received},
@@ -48,8 +50,15 @@ impl HostPorts for NoPorts {
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let disk = MemoryFile::new(&[0; 4096]);
-    let mut device: Box<dyn VirtioDevice> = match input.u8() & 1 {
+    let (peer, link) = UnixStream::pair().expect("a socket");
+    let mut device: Box<dyn VirtioDevice> = match input.u8() % 4 {
         0 => Box::new(Vsock::new(3, Box::new(NoPorts))),
+        2 => Box::new(Balloon::new(0)),
+        // Its peer is gone, which is told sooner or later.
+        3 => {
+            drop(peer);
+            Box::new(Net::new([2; 6], None, Box::new(Stream::new(link))))
+        }
         _ => {
             let file = disk.file().try_clone().expect("a descriptor");
             Box::new(Block::new(Disk::new(file, false, true).expect("a disk")))
