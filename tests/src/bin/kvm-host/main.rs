@@ -142,12 +142,26 @@ fn words(words: impl Iterator<Item: AsRef<OsStr>>) -> Vec<u8> {
     })
 }
 
+/// The beginning of a folder's name, with a process's id behind it.
+const PREFIX: &str = "kvm-host-";
+
 /// A folder for this one host.
 struct Work(PathBuf);
 
 impl Work {
     fn new() -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("kvm-host-{}", std::process::id()));
+        let parent = std::env::temp_dir();
+        // Those of processes that were killed.
+        for entry in fs::read_dir(&parent)?.flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            let id = id.and_then(|id| id.parse::<u32>().ok());
+            if id.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+                // It may be somebody else's.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&path)?;
         Ok(Self(path))
     }
