@@ -117,7 +117,7 @@ impl Machine {
         let config = vm_config(&self.spec, layer.clone(), File::create(&console)?, vsock);
         let hypervisor: Box<dyn Hypervisor> = match &self.counting {
             Some(path) => Box::new(Qemu::from_directories(path)),
-            None => vm::open(&self.folder, self.spec.machine.accelerator)?,
+            None => vm::open(self.spec.machine.accelerator)?,
         };
         std::thread::sleep(PAUSE);
         let begin = Instant::now();

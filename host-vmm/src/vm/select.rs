@@ -96,16 +96,22 @@ impl Accelerator {
         }
     }
 
-    /// What runs machines on it, where that works. The directory `run` keeps what takes long to find out.
-    fn hypervisor(self, run: &Path) -> Result<Box<dyn Hypervisor>, String> {
+    /// What runs machines on it.
+    fn hypervisor(self) -> Box<dyn Hypervisor> {
         match self {
-            Self::Auto | Self::Kvm => match kvm::usable(run) {
-                Ok(()) => Ok(Box::new(Kvm)),
-                Err(reason) => Err(reason.to_string()),
-            },
-            Self::Um => Ok(Box::new(Um)),
-            Self::Tcg => Ok(Box::new(Qemu::from_path())),
+            Self::Auto | Self::Kvm => Box::new(Kvm),
+            Self::Um => Box::new(Um),
+            Self::Tcg => Box::new(Qemu::from_path()),
         }
+    }
+
+    /// The same, where what cannot be told at once speaks for it, too. The directory `run` keeps that.
+    fn tried(self, run: &Path) -> Result<Box<dyn Hypervisor>, String> {
+        match self {
+            Self::Auto | Self::Kvm => kvm::usable(run).map_err(|reason| reason.to_string())?,
+            Self::Um | Self::Tcg => {}
+        }
+        Ok(self.hypervisor())
     }
 }
 
@@ -136,7 +142,7 @@ pub fn decide(
             _ => Ok(()),
         };
         let works = fits
-            .and_then(|()| accelerator.hypervisor(run))
+            .and_then(|()| accelerator.tried(run))
             .and_then(|found| found.probe());
         match works {
             Ok(()) => return Ok(accelerator),
@@ -170,13 +176,13 @@ fn misfit(entry: Entry) -> String {
     }
 }
 
-/// What runs machines on an accelerator that [`decide`] gave, with the same directory.
+/// What runs machines on an accelerator that [`decide`] gave.
 ///
 /// # Errors
-/// It does not work any more.
-pub fn open(run: &Path, accelerator: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> {
-    let found = accelerator.hypervisor(run);
-    let works = found.and_then(|found| found.probe().map(|()| found));
+/// It does not work any more, as far as that can be told at once.
+pub fn open(accelerator: Accelerator) -> Result<Box<dyn Hypervisor>, NoAccelerator> {
+    let found = accelerator.hypervisor();
+    let works = found.probe().map(|()| found);
     works.map_err(|reason| NoAccelerator {
         asked: accelerator.name(),
         reasons: vec![reason],
@@ -189,7 +195,7 @@ pub fn open(run: &Path, accelerator: Accelerator) -> Result<Box<dyn Hypervisor>,
 pub fn verdicts(run: &Path, installed: impl Fn(Entry) -> bool) -> Vec<Verdict> {
     let verdict = |accelerator: Accelerator| {
         let found = match has_kernel(accelerator, &installed) {
-            true => accelerator.hypervisor(run),
+            true => accelerator.tried(run),
             false => Err(NOT_INSTALLED.to_owned()),
         };
         let (usable, reason) = match found.and_then(|found| found.describe()) {

@@ -202,7 +202,7 @@ fn start(
     let spec = &record.spec;
     let directory = &record.directory;
     let signals = take_signals().map_err(StartFailure::Prepare)?;
-    let hypervisor = vm::open(paths.run(), spec.machine.accelerator)?;
+    let hypervisor = vm::open(spec.machine.accelerator)?;
     let layer = directory.writable_layer();
     writable::create(&layer, writable::DEFAULT_SIZE, spec.auto_remove)?;
     tracing::debug!("Made the writable layer");

@@ -73,8 +73,9 @@ const CMDLINE_VERBOSE: &str = "printk.devkmsg=on";
 /// Private memory of a machine's process beside the guest's, in bytes: several times what it has.
 const PRIVATE: u64 = 64 << 20;
 
-/// Threads beside the processors', and some more.
-const THREADS: u64 = 8;
+/// Most processes and threads. Where there are no namespaces of users, or the host's kernel is older than 5.14, this counts
+/// all of the user's; what keeps a machine from making any more are its threads' filters.
+const PROCESSES: u64 = 32_768;
 
 /// Becomes a machine, if this process was started to be one.
 #[must_use]
@@ -149,7 +150,7 @@ impl Hypervisor for Kvm {
                 source: io::Error::other(error),
             })?,
             needs: Needs {
-                processes: u64::from(config.cpus) + THREADS,
+                processes: PROCESSES,
                 private: config.memory + PRIVATE,
                 file: longest(&disks).map_err(step("look at the disks"))?,
             },
