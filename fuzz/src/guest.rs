@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use host_vmm::{
     devices::virtqueue::{Interrupt, Virtqueue},
+    vm::kvm,
     vm::memory::{GuestMemory, Placement, SharedMemory},
 };
+use rustix::mm::munmap;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use crate::input::Input;
 
@@ -29,6 +31,30 @@ pub fn memory() -> (SharedMemory, Arc<GuestMemory>) {
     };
     let memory = shared.map(&[whole]).expect("guest memory");
     (shared, Arc::new(memory))
+}
+
+/// Memory of a machine's. In the product it stays for as long as the process, and so is not unmapped there.
+pub struct MachineMemory(Arc<GuestMemory>);
+
+impl MachineMemory {
+    pub fn new(bytes: u64) -> Self {
+        Self(Arc::new(kvm::memory::map(bytes).expect("guest memory")))
+    }
+
+    pub fn get(&self) -> &Arc<GuestMemory> {
+        &self.0
+    }
+}
+
+impl Drop for MachineMemory {
+    fn drop(&mut self) {
+        assert_eq!(Arc::strong_count(&self.0), 1, "memory that is in use");
+        for region in self.0.iter() {
+            let len = usize::try_from(region.len()).expect("a length");
+            // SAFETY: nobody else has it any more, and this process looks at it by its descriptions only.
+            unsafe { munmap(region.as_ptr().cast(), len) }.expect("a mapping");
+        }
+    }
 }
 
 /// Writes bytes wherever the input says. What would be outside of memory is left out.

@@ -40,10 +40,11 @@ fn evil(run: Vmm, attack: &str) -> Vmm {
 }
 
 fn attack(root: &Root, flags: &[&str], attack: &str) -> Finished {
-    // A few hundred accesses in a second, of all kinds, to all devices.
+    // Some hundred accesses in a second, to each of five devices or more, of three kinds.
     let patience = end_to_end::DEADLINE + Duration::from_secs(count() / 20);
-    let run = evil(root.run(flags), attack).start();
-    run.finish_within(patience)
+    let start = patience.as_secs().to_string();
+    let run = root.run(["--start-timeout", &start]).args(flags);
+    evil(run, attack).start().finish_within(patience)
 }
 
 /// The machine's process of a run, once it is there.

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 
-use host_vmm::vm::kvm::{boot, layout, memory};
+use host_vmm::vm::kvm::{boot, layout};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::input::{Input, MemoryFile};
+use crate::{
+    guest::MachineMemory,
+    input::{Input, MemoryFile},
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -16,7 +19,8 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let how = input.u8();
     let bytes = SIZES[usize::from(how) % SIZES.len()] * MIB;
-    let memory = memory::map(bytes).expect("guest memory");
+    let mapped = MachineMemory::new(bytes);
+    let memory = mapped.get();
     let initfs = MemoryFile::new(b"");
     let len = match how >> 3 & 3 {
         0 => u64::from(input.u16()),
@@ -33,8 +37,8 @@ pub fn run(data: &[u8]) {
         few => usize::from(few),
     });
     let kernel = MemoryFile::new(&kernel(&mut input));
-    match boot::load(&memory, kernel.file(), initfs.file(), &cmdline) {
-        Ok(entry) => check(&memory, bytes, entry, len, &cmdline),
+    match boot::load(memory, kernel.file(), initfs.file(), &cmdline) {
+        Ok(entry) => check(memory, bytes, entry, len, &cmdline),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
     unchanged(kernel.file());

@@ -18,7 +18,7 @@ use host_vmm::{
         bus::{Bus, End},
         interrupts::Interrupts,
         ioapic::Message,
-        layout, memory,
+        layout,
         serial::Console,
         vcpu::Shared,
         worker::{Outcome, Worker},
@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     devices::{Access, Driver, KINDS, device},
-    guest::MEMORY,
+    guest::{MEMORY, MachineMemory},
     input::Input,
 };
 
@@ -49,7 +49,8 @@ impl Irq for Nobody {
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let memory = Arc::new(memory::map(MEMORY).expect("guest memory"));
+    let mapped = MachineMemory::new(MEMORY);
+    let memory = Arc::clone(mapped.get());
     let (asked, requests) = channel();
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let wake = Arc::new(eventfd(0, flags).expect("an event"));

@@ -6,18 +6,15 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use host_vmm::{
-    devices::{
-        DeviceError, Progress,
-        event_loop::EventLoop,
-        transport::mmio::{Irq, Registers, SIZE, Slot},
-    },
-    vm::kvm::memory,
+use host_vmm::devices::{
+    DeviceError, Progress,
+    event_loop::EventLoop,
+    transport::mmio::{Irq, Registers, SIZE, Slot},
 };
 
 use crate::{
     devices::{Access, Driver, device},
-    guest::MEMORY,
+    guest::{MEMORY, MachineMemory},
     input::Input,
 };
 
@@ -45,7 +42,8 @@ pub fn run(data: &[u8]) {
     device
         .attach(events.registry(1))
         .expect("a device and its events");
-    let memory = Arc::new(memory::map(MEMORY).expect("guest memory"));
+    let mapped = MachineMemory::new(MEMORY);
+    let memory = Arc::clone(mapped.get());
     let irq = Arc::new(Count::default());
     let (slot, registers) = Slot::new(
         device,
