@@ -47,7 +47,7 @@ use self::{
     link::{Answering, LastWords},
 };
 use super::{
-    Failed, Hypervisor, Mitigations, Vm, VmConfig, VmError,
+    Failed, Hypervisor, Vm, VmConfig, VmError,
     guest_process::{End, GuestProcess},
 };
 use crate::{
@@ -193,7 +193,6 @@ fn cmdline(config: &VmConfig) -> String {
     words.extend(
         config
             .mitigations
-            .filter(|mitigations| *mitigations != Mitigations::Auto)
             .map(|mitigations| format!("mitigations={}", mitigations.name())),
     );
     words.extend(config.cmdline.split_ascii_whitespace().map(str::to_owned));
