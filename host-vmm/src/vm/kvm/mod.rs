@@ -182,18 +182,18 @@ impl Hypervisor for Kvm {
 /// The kernel's command line, without the devices'.
 fn cmdline(config: &VmConfig) -> String {
     let mut words = vec![CMDLINE.to_owned()];
+    // Left to itself, a kernel does what is right on this processor.
+    words.extend(
+        config
+            .mitigations
+            .map(|mitigations| format!("mitigations={}", mitigations.name())),
+    );
     words.push(
         match config.verbose {
             true => CMDLINE_VERBOSE,
             false => CMDLINE_QUIET,
         }
         .to_owned(),
-    );
-    // Left to itself, a kernel does what is right on this processor.
-    words.extend(
-        config
-            .mitigations
-            .map(|mitigations| format!("mitigations={}", mitigations.name())),
     );
     words.extend(config.cmdline.split_ascii_whitespace().map(str::to_owned));
     words.join(" ")
