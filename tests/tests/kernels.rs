@@ -48,9 +48,11 @@ fn the_kernel_guards_against_what_cpus_leak_if_it_is_told_to() {
         .run(["--rm", "--mitigations=auto"])
         .args(words)
         .finish();
-    run.code(0)
-        .stdout_has(" mitigations=auto ")
-        .stdout_has("\nMitigation: ");
+    run.code(0).stdout_has("\nMitigation: ");
+    // Where a kernel guards itself unless it is told not to, it need not be told.
+    if accelerator() != "kvm" {
+        run.stdout_has(" mitigations=auto ");
+    }
     let run = root
         .run(["--rm", "--mitigations", "off"])
         .args(words)
