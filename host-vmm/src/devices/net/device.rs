@@ -161,15 +161,23 @@ impl Net {
         let Some(mut queue) = self.queues[RX].take() else {
             return Ok(Progress::Idle);
         };
-        let result = self.receive_with(&mut queue);
-        let told = queue.notify();
+        let mut delivered = false;
+        let result = self.receive_with(&mut queue, &mut delivered);
+        let told = match delivered {
+            true => queue.notify(),
+            false => Ok(()),
+        };
         self.queues[RX] = Some(queue);
         let progress = result?;
         told?;
         Ok(progress)
     }
 
-    fn receive_with(&mut self, queue: &mut Virtqueue) -> Result<Progress, DeviceError> {
+    fn receive_with(
+        &mut self,
+        queue: &mut Virtqueue,
+        delivered: &mut bool,
+    ) -> Result<Progress, DeviceError> {
         for _ in 0..BUDGET {
             if self.held == 0 {
                 let Some(link) = self.link.as_mut().filter(|_| self.readable) else {
@@ -190,7 +198,7 @@ impl Net {
                 return Ok(Progress::Idle);
             }
             match self.deliver(queue)? {
-                true => self.held = 0,
+                true => (self.held, *delivered) = (0, true),
                 false => self.has_buffers = false,
             }
         }

@@ -5,7 +5,7 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use super::{CSUM, Driver, HEADER, MAC, MERGEABLE, TX, frame};
+use super::{CSUM, Driver, HEADER, MAC, MERGEABLE, RX, TX, frame};
 use crate::devices::{VirtioDevice, net::Stream};
 
 fn driver(features: u64) -> (Driver, UnixStream) {
@@ -67,6 +67,21 @@ fn frames_come_whatever_pieces_they_arrive_in() {
         assert_eq!(header, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
     }
     assert_eq!(driver.received(2048), None);
+}
+
+/// A driver without `EVENT_IDX` would be told of nothing at every run.
+#[test]
+fn a_driver_is_interrupted_for_what_has_come_and_for_nothing_else() {
+    let (mut driver, mut peer) = driver(0);
+    let side = driver.queues[RX].device_side(&driver.memory, false);
+    driver.device.start_queue(RX, side);
+    driver.offer(8, 2048);
+    driver.run().unwrap();
+    driver.send([0; HEADER], &frame(1, 60));
+    assert_eq!(driver.queues[RX].interrupted(), 0);
+    peer.write_all(&with_length(&frame(2, 60))).unwrap();
+    driver.run().unwrap();
+    assert_eq!(driver.queues[RX].interrupted(), 1);
 }
 
 #[test]
