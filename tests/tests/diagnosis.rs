@@ -181,7 +181,7 @@ fn the_log_of_a_container_that_stays_is_in_its_directory() {
 #[test]
 fn a_log_that_is_long_is_kept_in_two_parts() {
     let root = Root::new();
-    let run = root.run(["--rm", "-m", "128m", "--start-timeout", "30"]);
+    let run = root.run(["--rm", "-m", "128m", "--start-timeout", "600"]);
     let run = run.args(["--cmdline-append", "hostile=console-then-panic", "--initfs"]);
     let run = run.arg(root.initfs_of("hostile-init"));
     let run = run.args(["busybox", "true"]).finish();
@@ -235,18 +235,24 @@ fn the_console_is_shown_as_it_comes() {
 #[test]
 fn the_console_of_a_machine_that_hangs_shows_how_far_it_came() {
     let root = Root::new();
-    let run = root.run([
-        "--rm",
-        "--debug-console",
-        "--start-timeout",
-        "4",
-        "-m",
-        "128m",
-    ]);
+    // By then its kernel has told that it starts its init.
+    let seconds = match accelerator().as_str() {
+        "kvm" => "30",
+        _ => "4",
+    };
+    let run = root.run(["--rm", "--debug-console", "-m", "128m"]);
+    let run = run.args(["--start-timeout", seconds]);
     let run = run.args(["--cmdline-append", "hostile=no-dial", "--initfs"]);
     let run = run.arg(root.initfs_of("hostile-init"));
     let run = run.args(["busybox", "true"]).finish();
-    run.is_refused(125, &["as init process", "within 4 s", "all of it: "]);
+    run.is_refused(
+        125,
+        &[
+            "as init process",
+            &format!("within {seconds} s"),
+            "all of it: ",
+        ],
+    );
 }
 
 #[test]
