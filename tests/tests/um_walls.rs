@@ -449,6 +449,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("mq_open", "mq_open"),
     ("splice", "splice"),
     ("vmsplice", "vmsplice"),
+    ("mmap-shared", "mmap"),
     ("mremap", "mremap"),
     ("madvise", "madvise"),
     ("mlockall", "mlockall"),

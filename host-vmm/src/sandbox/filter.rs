@@ -33,6 +33,26 @@ pub struct Argument {
     pub value: u64,
 }
 
+impl Argument {
+    /// `mmap(2)`: memory of the process's own, which counts against what it may have at most. Shared memory does not, be it
+    /// without a file.
+    pub const PRIVATE_MEMORY: Self = Self {
+        index: 3,
+        mask: MAP_TYPE,
+        value: libc::MAP_PRIVATE.unsigned_abs() as u64,
+    };
+
+    /// `mmap(2)`: memory that a descriptor has.
+    pub const MEMORY_OF_FILE: Self = Self {
+        index: 3,
+        mask: MAP_TYPE | libc::MAP_ANONYMOUS.unsigned_abs() as u64,
+        value: libc::MAP_SHARED.unsigned_abs() as u64,
+    };
+}
+
+/// Whether memory is shared.
+const MAP_TYPE: u64 = libc::MAP_TYPE.unsigned_abs() as u64;
+
 /// A compiled filter: two of them, of which a process enters the one that its host has.
 #[derive(Clone, Debug)]
 pub struct Program {

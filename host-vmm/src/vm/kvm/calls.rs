@@ -54,23 +54,6 @@ const NOT_EXECUTABLE: Argument = Argument {
     value: 0,
 };
 
-/// Memory of the process's own, which counts against what it may have at most. Shared memory does not, be it without a file.
-const PRIVATE: Argument = Argument {
-    index: 3,
-    mask: MAP_TYPE,
-    value: libc::MAP_PRIVATE.unsigned_abs() as u64,
-};
-
-/// Memory that a descriptor has.
-const OF_FILE: Argument = Argument {
-    index: 3,
-    mask: MAP_TYPE | libc::MAP_ANONYMOUS.unsigned_abs() as u64,
-    value: libc::MAP_SHARED.unsigned_abs() as u64,
-};
-
-/// Bits of `mmap(2)`'s flags that say whether memory is shared.
-const MAP_TYPE: u64 = libc::MAP_TYPE.unsigned_abs() as u64;
-
 /// From the first instruction to the guest's.
 const PROCESS: &[Allowed] = &[
     Allowed {
@@ -97,7 +80,10 @@ const PROCESS: &[Allowed] = &[
     Allowed {
         call: libc::SYS_mmap,
         why: "the guest's memory, KVM's, stacks, and the allocator's",
-        only: &[&[NOT_EXECUTABLE, PRIVATE], &[NOT_EXECUTABLE, OF_FILE]],
+        only: &[
+            &[NOT_EXECUTABLE, Argument::PRIVATE_MEMORY],
+            &[NOT_EXECUTABLE, Argument::MEMORY_OF_FILE],
+        ],
     },
     Allowed {
         call: libc::SYS_mprotect,
@@ -204,7 +190,7 @@ const VCPU: &[Allowed] = &[
     Allowed {
         call: libc::SYS_mmap,
         why: "the allocator",
-        only: &[&[NOT_EXECUTABLE, PRIVATE]],
+        only: &[&[NOT_EXECUTABLE, Argument::PRIVATE_MEMORY]],
     },
     allowed(libc::SYS_munmap, "the same"),
     allowed(libc::SYS_mremap, "the same"),
@@ -248,7 +234,7 @@ const WORKER: &[Allowed] = &[
     Allowed {
         call: libc::SYS_mmap,
         why: "the allocator",
-        only: &[&[NOT_EXECUTABLE, PRIVATE]],
+        only: &[&[NOT_EXECUTABLE, Argument::PRIVATE_MEMORY]],
     },
     allowed(libc::SYS_munmap, "the same"),
     allowed(libc::SYS_mremap, "the same"),

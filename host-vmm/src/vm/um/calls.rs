@@ -42,7 +42,11 @@ const fn allowed(call: libc::c_long, why: &'static str) -> Allowed {
 
 /// Every call that it makes, and why.
 const TABLE: &[Allowed] = &[
-    allowed(libc::SYS_mmap, "guest memory, and the kernel's own"),
+    Allowed {
+        call: libc::SYS_mmap,
+        why: "guest memory, and the kernel's own",
+        only: &[&[Argument::PRIVATE_MEMORY], &[Argument::MEMORY_OF_FILE]],
+    },
     allowed(libc::SYS_munmap, "the same"),
     allowed(libc::SYS_mprotect, "the same"),
     allowed(libc::SYS_brk, "the C library's heap"),

@@ -107,6 +107,8 @@ pub fn run(name: &str, words: &[&str]) -> Option<i64> {
         "mq_open" => call(libc::SYS_mq_open, [path, 0, 0, 0, 0, 0]),
         "splice" => call(libc::SYS_splice, none),
         "vmsplice" => call(libc::SYS_vmsplice, none),
+        // Memory that counts against no limit.
+        "mmap-shared" => call(libc::SYS_mmap, [0, 1 << 30, 3, 0x21, usize::MAX, 0]),
         "mremap" => call(libc::SYS_mremap, [space, 4096, 8192, 1, 0, 0]),
         "madvise" => call(libc::SYS_madvise, [space, 4096, 4, 0, 0, 0]),
         "mlockall" => call(libc::SYS_mlockall, [3, 0, 0, 0, 0, 0]),
