@@ -22,10 +22,12 @@ use crate::clock;
 /// - an interrupt that cannot be masked is a panic, which tells of all tasks: that is how a host is cut off;
 /// - time is the counter's, whose frequency is known, and nothing is measured that need not be;
 /// - `cmpxchg16b` (CPUID's bit 141) is not used, neither by this kernel nor by those of its virtual machines, to which it is
-///   not offered then: QEMU 7.2 leaves garbage in the flags after it.
+///   not offered then: QEMU 7.2 leaves garbage in the flags after it;
+/// - nor is `xsave`: QEMU 7.2 does not tell KVM that a guest executes `xsetbv`, so that what it set is another's when its
+///   thread comes to another CPU.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t panic_print=1 \
                        sysctl.kernel.panic_on_unrecovered_nmi=1 unknown_nmi_panic no_timer_check tsc=reliable \
-                       lpj=10000000 clearcpuid=141";
+                       lpj=10000000 clearcpuid=141 noxsave";
 
 /// The processor: everything that QEMU emulates, SVM above all, but
 ///
