@@ -9,7 +9,8 @@ use std::{
 };
 
 use kvm_bindings::{
-    CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment,
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_HYPERV_ENFORCE_CPUID, KVM_MP_STATE_RUNNABLE,
+    Msrs, kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment,
 };
 use kvm_ioctls::{Error, VcpuExit, VcpuFd};
 use seccompiler::BpfProgram;
@@ -37,6 +38,7 @@ pub fn prepare(
     deadline: bool,
     entry: u64,
 ) -> Result<(), Error> {
+    hide_what_is_not_listed(vcpu)?;
     let leaves = cpuid::of(supported, cpu, cpus, deadline);
     let leaves = CpuId::from_entries(&leaves).map_err(|_| Error::new(libc::E2BIG))?;
     vcpu.set_cpuid2(&leaves)?;
@@ -50,6 +52,26 @@ pub fn prepare(
     vcpu.set_msrs(&msrs)?;
     if cpu == 0 {
         enter_kernel(vcpu, entry)?;
+    }
+    Ok(())
+}
+
+/// What KVM has for guests beyond a processor's, its own and Hyper-V's, is there for those that are told of it only. A host from
+/// before Linux 5.10 or 5.18 does not know that.
+fn hide_what_is_not_listed(vcpu: &VcpuFd) -> Result<(), Error> {
+    for cap in [
+        KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+        KVM_CAP_HYPERV_ENFORCE_CPUID,
+    ] {
+        let enforced = kvm_enable_cap {
+            cap,
+            args: [1, 0, 0, 0],
+            ..Default::default()
+        };
+        match vcpu.enable_cap(&enforced) {
+            Err(error) if error.errno() == libc::EINVAL => {}
+            other => other?,
+        }
     }
     Ok(())
 }
